@@ -1,0 +1,220 @@
+"""What the SDK and the gateway say to each other: header names, paths and JSON documents.
+
+The only module that the server imports from the SDK; standard library only. Times are
+seconds, token counts are whole tokens of the model's tokenizer, `None` means "not
+observed" and never zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from typing import Any, Final, Literal, Self
+
+# -- request headers -------------------------------------------------------------------
+CONVERSATION_ID: Final = "x-conserve-conversation-id"
+PARENT_ID: Final = "x-conserve-parent-id"
+AGENT: Final = "x-conserve-agent"
+FINAL: Final = "x-conserve-final"
+"""`true` on a request says that this turn is the conversation's last."""
+
+# -- response headers: the route receipt ------------------------------------------------
+RECEIPT_TURN: Final = "x-conserve-turn"
+RECEIPT_PATH: Final = "x-conserve-path"
+RECEIPT_PREFILLER: Final = "x-conserve-prefiller"
+RECEIPT_DECODER: Final = "x-conserve-decoder"
+RECEIPT_CACHED_TOKENS: Final = "x-conserve-cached-tokens"
+"""Only where the answer's usage is known before its first byte is sent (not streamed)."""
+RECEIPT_EMULATED: Final = "x-conserve-emulated"
+"""`true` where an emulated engine answered; absent on real engines."""
+
+MAX_ID_LENGTH: Final = 256
+"""Longest identifier that is read, in characters; longer ones are cut."""
+
+
+def conversation_path(conversation_id: str) -> str:
+    """The path of a conversation's report (`GET`) and release (`DELETE`)."""
+    from urllib.parse import quote
+
+    return f"/v1/conversations/{quote(conversation_id, safe='')}"
+
+
+def events_path(conversation_id: str) -> str:
+    """The path that takes a conversation's tool boundaries (`POST`)."""
+    return conversation_path(conversation_id) + "/events"
+
+
+def clean_id(text: str) -> str | None:
+    """The identifier as both sides write it: printable ASCII, at most `MAX_ID_LENGTH`; None if empty."""
+    kept = "".join(c for c in text if " " <= c <= "~").strip()[:MAX_ID_LENGTH]
+    return kept or None
+
+
+class Path(StrEnum):
+    """How a turn reached its decoder."""
+
+    REMOTE_PREFILL = "remote-prefill"
+    """Prefilled on a prefiller, its KV cache moved once to the decoder."""
+    LOCAL_PREFILL = "local-prefill"
+    """A first turn prefilled on the decoder itself."""
+    PINNED = "pinned"
+    """A later turn, straight to the decoder that holds the conversation."""
+
+
+class Outcome(StrEnum):
+    """How a turn or a tool call ended; each ends exactly once."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolEvent:
+    """One boundary of a tool call, as the SDK saw it.
+
+    `duration_s` and `outcome` belong to `end`. `elapsed_s` is the age of the boundary when
+    the event was sent, so that the two clocks need not agree.
+    """
+
+    kind: Literal["start", "end"]
+    call_id: str
+    name: str
+    elapsed_s: float = 0.0
+    duration_s: float | None = None
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TurnReport:
+    """One turn as the gateway observed it.
+
+    `ttft_s`: from the turn's arrival at the gateway to its first output token (the engine's
+    own timing where the answer was not streamed; None where neither was observed).
+    `transfer_s`: from the decode leg's start until the decoder had pulled the KV and
+    scheduled the turn; None where no KV moved or the engine reports no per-request timing.
+    """
+
+    index: int
+    outcome: Outcome
+    path: Path | None = None
+    prefiller: str | None = None
+    decoder: str | None = None
+    streamed: bool = False
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+    wait_s: float | None = None
+    prefill_s: float | None = None
+    transfer_s: float | None = None
+    ttft_s: float | None = None
+    duration_s: float | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolReport:
+    """One tool call between turns; `duration_s` is None while it is open."""
+
+    call_id: str
+    name: str
+    duration_s: float | None = None
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationReport:
+    """A conversation as the gateway observed it.
+
+    `ttfet_s`, time to first effective token: the first token of the last turn minus the
+    start of the first, time in which no turn was running left out (ConServe, section
+    "metrics": tool time excluded). `reserved_kv_tokens` is what the scheduler holds for it
+    on its decoder now, 0 once it has ended.
+    """
+
+    id: str
+    state: str
+    synthetic: bool = False
+    agent: str | None = None
+    parent_id: str | None = None
+    model: str | None = None
+    decoder: str | None = None
+    decoders: tuple[str, ...] = ()
+    kv_transfers: int = 0
+    reserved_kv_tokens: int = 0
+    ttfet_s: float | None = None
+    emulated: bool = False
+    energy: str = "not measured: no energy meter is configured"
+    turns: tuple[TurnReport, ...] = ()
+    tools: tuple[ToolReport, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON document of `GET /v1/conversations/{id}`."""
+        return {"object": "conversation", **asdict(self)}
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Self:
+        """Read the gateway's document; fields that a newer gateway adds are left out."""
+        known = _known(cls, document)
+        known["turns"] = tuple(_turn(t) for t in document.get("turns", ()))
+        known["tools"] = tuple(_tool(t) for t in document.get("tools", ()))
+        known["decoders"] = tuple(document.get("decoders", ()))
+        return cls(**known)
+
+    def __str__(self) -> str:
+        """A few lines for a person: totals, then one line a turn."""
+        return "\n".join(_summary(self))
+
+
+@dataclass(frozen=True, slots=True)
+class EventsDocument:
+    """The body of `POST /v1/conversations/{id}/events`, in the order in which things happened."""
+
+    events: tuple[ToolEvent, ...] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _known(cls: type[Any], document: dict[str, Any]) -> dict[str, Any]:
+    names = {f.name for f in fields(cls)}
+    return {k: v for k, v in document.items() if k in names}
+
+
+def _turn(document: dict[str, Any]) -> TurnReport:
+    known = _known(TurnReport, document)
+    path = known.get("path")
+    return TurnReport(
+        **{**known, "outcome": Outcome(known["outcome"]), "path": Path(path) if path is not None else None}
+    )
+
+
+def _tool(document: dict[str, Any]) -> ToolReport:
+    known = _known(ToolReport, document)
+    outcome = known.get("outcome")
+    return ToolReport(**{**known, "outcome": Outcome(outcome) if outcome is not None else None})
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f} s"
+
+
+def _count(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def _summary(report: ConversationReport) -> list[str]:
+    emulated = " (emulated engine)" if report.emulated else ""
+    lines = [
+        f"conversation {report.id}{emulated}: {report.state}, {len(report.turns)} turns, "
+        f"{len(report.tools)} tool calls, {report.kv_transfers} KV transfer(s), "
+        f"decoder {report.decoder or '-'}, TTFET {_seconds(report.ttfet_s)}",
+        f"  energy {report.energy}",
+    ]
+    for turn in report.turns:
+        lines.append(
+            f"  turn {turn.index}: {turn.path or '-'} on {turn.decoder or '-'}, TTFT {_seconds(turn.ttft_s)}, "
+            f"{_count(turn.prompt_tokens)} prompt tokens ({_count(turn.cached_tokens)} cached), "
+            f"{_count(turn.completion_tokens)} output tokens, {turn.outcome}"
+        )
+    return lines

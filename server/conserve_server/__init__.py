@@ -1,0 +1,1 @@
+"""The ConServe gateway, its scheduler and its engines. Start reading at `scheduling/`."""

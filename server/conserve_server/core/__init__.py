@@ -1,0 +1,1 @@
+"""Values and time: what every other room speaks in. No I/O."""

@@ -1,0 +1,184 @@
+"""The configuration file: one TOML document for `conserve up` and `conserve serve`.
+
+Every part is a frozen model with its defaults in the class. Unknown keys, wrong types and
+values out of range are refused by their full name, all of them at once.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from conserve_server.core.errors import ConfigError
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class GatewayConfig(_Part):
+    """Where the gateway listens and what bounds a request."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    max_body_bytes: int = Field(default=32 * 1024 * 1024, gt=0)
+    max_wait_s: Seconds = 60.0
+    """Longest wait of a first turn for room on a decoder, then 503."""
+    turn_timeout_s: Seconds = 600.0
+    """Longest silence of an engine within one leg, then 504."""
+    idle_timeout_s: Seconds = 3600.0
+    """A conversation with no turn for this long has ended; its reservation is freed."""
+    ended_kept: int = Field(default=10_000, ge=0)
+    """How many ended conversations can still be read by `GET /v1/conversations/{id}`."""
+    probe_interval_s: Seconds = 1.0
+    """Time between two looks at an engine's health and metrics."""
+    drain_timeout_s: Seconds = 30.0
+    """How long running turns may go on after the gateway was told to stop."""
+
+
+class SchedulerConfig(_Part):
+    """Which policy places conversations, and its budget."""
+
+    policy: str = "conserve"
+    kv_budget_fraction: float = Field(default=0.9, gt=0, le=1)
+    """Share of a decoder's KV tokens that reservations may fill at admission. The rest is
+    room for bound conversations to grow; a gate at 1.0 makes decoders thrash."""
+
+
+class PoolConfig(_Part):
+    """One role's engines: listed by URL, or a number to start locally."""
+
+    engines: tuple[str, ...] = ()
+    """Base URLs of running engines, without `/v1`."""
+    count: int = Field(default=0, ge=0)
+    """Engines that `conserve up` starts."""
+    cores: tuple[str, ...] = ()
+    """CPU cores of each local engine, one entry an engine, as vLLM writes them ("0" or "0-3")."""
+    gpus: tuple[str, ...] = ()
+    """GPUs of each local engine, one entry an engine, as CUDA_VISIBLE_DEVICES writes them ("0" or "0,1")."""
+    flags: tuple[str, ...] = ()
+    """Extra vLLM flags for this pool's local engines, after the common ones."""
+
+    @field_validator("engines", "cores", "gpus", "flags", mode="before")
+    @classmethod
+    def _from_list(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("engines")
+    @classmethod
+    def _are_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        for url in urls:
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError(f"{url!r} is not a URL such as http://10.0.0.7:8100")
+        if len(set(urls)) != len(urls):
+            raise ValueError("lists one URL twice")
+        return tuple(url.rstrip("/").removesuffix("/v1") for url in urls)
+
+    @model_validator(mode="after")
+    def _is_one_kind(self) -> Self:
+        if self.engines and self.count:
+            raise ValueError("has both engines and count: list running engines, or start some, not both")
+        for name, each in (("cores", self.cores), ("gpus", self.gpus)):
+            if each and len(each) != self.count:
+                raise ValueError(f"{name} must have one entry for each of its {self.count} engines, got {len(each)}")
+        return self
+
+
+class PoolsConfig(_Part):
+    """The two pools. Without prefill engines every first turn is prefilled on its decoder."""
+
+    prefill: PoolConfig = PoolConfig()
+    decode: PoolConfig = PoolConfig()
+
+    @model_validator(mode="after")
+    def _has_decoders(self) -> Self:
+        if not self.decode.engines and not self.decode.count:
+            raise ValueError(
+                "decode has no engines: list their URLs in pools.decode.engines, "
+                "or set pools.decode.count to start some"
+            )
+        if bool(self.prefill.engines) and bool(self.decode.count):
+            raise ValueError("prefill lists running engines while decode starts local ones; do the same in both")
+        if bool(self.prefill.count) and bool(self.decode.engines):
+            raise ValueError("decode lists running engines while prefill starts local ones; do the same in both")
+        return self
+
+
+class LauncherConfig(_Part):
+    """How `conserve up` starts local engines."""
+
+    engine: Literal["vllm", "emulated"] = "vllm"
+    python: str | None = None
+    """The Python of the environment that holds vLLM; None uses the running one."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    run_dir: str = ".conserve"
+    """Logs and the record of what runs, relative to the working directory."""
+    kv_cache_gib: float | None = Field(default=None, gt=0)
+    """KV cache of each CPU engine in GiB (VLLM_CPU_KVCACHE_SPACE); None is 1 on CPU, vLLM's choice on a GPU."""
+    max_model_len: int | None = Field(default=None, gt=0)
+    flags: tuple[str, ...] = ()
+    """Extra vLLM flags for every local engine."""
+    env: dict[str, str] = Field(default_factory=dict)
+    start_timeout_s: Seconds = 600.0
+    stop_timeout_s: Seconds = 15.0
+    max_restarts: int = Field(default=3, ge=0)
+    """How often one engine that dies is started again before `conserve up` gives up."""
+
+    @field_validator("flags", mode="before")
+    @classmethod
+    def _from_list(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+
+class Config(_Part):
+    """The whole document."""
+
+    model: str = "smollm2-135m"
+    """`smollm2-135m` (prepared from its PyPI package), a folder, or a model id that the engines can load."""
+    gateway: GatewayConfig = GatewayConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    pools: PoolsConfig
+    launcher: LauncherConfig = LauncherConfig()
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the engines are this configuration's to start."""
+        return self.pools.decode.count > 0
+
+
+def load_config(path: Path) -> Config:
+    """Read a TOML configuration. Raises ConfigError naming every key that can't be used."""
+    try:
+        document = tomllib.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"no configuration at {path}: pass the path of a TOML file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} can't be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    return parse_config(document, source=str(path))
+
+
+def parse_config(document: dict[str, object], *, source: str = "configuration") -> Config:
+    """The document as a Config. Raises ConfigError naming every key that can't be used."""
+    try:
+        return Config.model_validate(document)
+    except ValidationError as error:
+        problems = "\n".join(f"  {_problem(e['loc'], e['type'], e['msg'])}" for e in error.errors())
+        raise ConfigError(f"{source} can't be used:\n{problems}") from error
+
+
+def _problem(location: tuple[int | str, ...], kind: str, message: str) -> str:
+    name = ".".join(str(part) for part in location) or "the document"
+    if kind == "extra_forbidden":
+        return f"{name}: no such key; remove it or check its spelling"
+    if kind == "missing":
+        return f"{name}: missing"
+    return f"{name}: {message.removeprefix('Value error, ')}"

@@ -1,0 +1,67 @@
+"""Everything that ConServe's server side raises on purpose.
+
+ConserveError                 message names the thing and the fix
+├── ConfigError               the configuration can't be used               exit 2
+├── EngineStartError          a local engine did not come up                exit 1
+└── TurnError                 a turn can't be served: `status`, `code`      HTTP
+    ├── InvalidRequest        400, 404, 413: the client must change something
+    ├── NoCapacity            503: no room now; `retry_after_s`
+    └── EngineFailed          502, 504: an engine refused, died or hung
+"""
+
+from __future__ import annotations
+
+
+class ConserveError(Exception):
+    """Base of the tree above."""
+
+
+class ConfigError(ConserveError):
+    """The configuration can't be used; the message names the key and the fix."""
+
+
+class EngineStartError(ConserveError):
+    """A local engine did not come up; the message ends with the last lines of its log."""
+
+
+class TurnError(ConserveError):
+    """A turn that can't be served. `status` is the HTTP status, `code` is stable for programs."""
+
+    status = 500
+    kind = "server_error"
+
+    def __init__(self, message: str, *, code: str, param: str | None = None, status: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.param = param
+        if status is not None:
+            self.status = status
+
+
+class InvalidRequest(TurnError):
+    """The client must change something: 400, 404 or 413."""
+
+    status = 400
+    kind = "invalid_request_error"
+
+
+class NoCapacity(TurnError):
+    """No room now; the client may try again after `retry_after_s` seconds."""
+
+    status = 503
+    kind = "service_unavailable"
+
+    def __init__(self, message: str, *, code: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, code=code)
+        self.retry_after_s = retry_after_s
+
+
+class EngineFailed(TurnError):
+    """An engine refused, died or hung; `engine` is its name."""
+
+    status = 502
+    kind = "engine_error"
+
+    def __init__(self, message: str, *, code: str, engine: str, status: int | None = None) -> None:
+        super().__init__(message, code=code, status=status)
+        self.engine = engine

@@ -1,0 +1,1 @@
+"""Engines: real vLLM over HTTP, local vLLM processes, and the emulated engine."""

@@ -1,0 +1,1 @@
+"""Spans, metrics and the timeline that is read back from them."""

@@ -1,0 +1,47 @@
+"""Every span, attribute and metric name that the server writes.
+
+`gen_ai.*` follows the OpenTelemetry GenAI semantic conventions (development status, as of
+opentelemetry-semantic-conventions 0.66b2); `session.id` is OpenInference's, which dashboards
+group by; `conserve.*` is ours.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# -- spans -----------------------------------------------------------------------------
+SPAN_TURN: Final = "conserve.turn"
+SPAN_ADMISSION: Final = "conserve.admission"
+SPAN_PREFILL: Final = "conserve.prefill"
+SPAN_TRANSFER: Final = "conserve.transfer"
+SPAN_DECODE: Final = "conserve.decode"
+
+# -- attributes on every span ------------------------------------------------------------
+CONVERSATION_ID: Final = "gen_ai.conversation.id"
+SESSION_ID: Final = "session.id"
+
+# -- GenAI attributes ---------------------------------------------------------------------
+OPERATION: Final = "gen_ai.operation.name"
+REQUEST_MODEL: Final = "gen_ai.request.model"
+AGENT_NAME: Final = "gen_ai.agent.name"
+TOOL_NAME: Final = "gen_ai.tool.name"
+TOOL_CALL_ID: Final = "gen_ai.tool.call.id"
+INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
+OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
+CACHE_READ_TOKENS: Final = "gen_ai.usage.cache_read.input_tokens"
+ERROR_TYPE: Final = "error.type"
+
+# -- ours --------------------------------------------------------------------------------
+TURN_INDEX: Final = "conserve.turn.index"
+TURN_PATH: Final = "conserve.turn.path"
+TURN_OUTCOME: Final = "conserve.turn.outcome"
+TURN_STREAMED: Final = "conserve.turn.streamed"
+TURN_TTFT_S: Final = "conserve.turn.ttft_s"
+PREFILLER: Final = "conserve.prefiller"
+DECODER: Final = "conserve.decoder"
+SYNTHETIC: Final = "conserve.conversation.synthetic"
+PARENT_CONVERSATION_ID: Final = "conserve.conversation.parent_id"
+EMULATED: Final = "conserve.emulated"
+TRANSFER_OBSERVED_BY: Final = "conserve.transfer.observed_by"
+"""`engine` where the engine's own per-request timing says when the KV was there, else
+`first_token`, which is later than the end of the transfer."""
