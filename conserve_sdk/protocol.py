@@ -212,9 +212,9 @@ def _summary(report: ConversationReport) -> list[str]:
         f"  energy {report.energy}",
     ]
     for turn in report.turns:
+        tokens = f"{_count(turn.prompt_tokens)} prompt tokens ({_count(turn.cached_tokens)} cached)"
         lines.append(
             f"  turn {turn.index}: {turn.path or '-'} on {turn.decoder or '-'}, TTFT {_seconds(turn.ttft_s)}, "
-            f"{_count(turn.prompt_tokens)} prompt tokens ({_count(turn.cached_tokens)} cached), "
-            f"{_count(turn.completion_tokens)} output tokens, {turn.outcome}"
+            f"{tokens}, {_count(turn.completion_tokens)} output tokens, {turn.outcome}"
         )
     return lines

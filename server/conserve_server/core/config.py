@@ -87,7 +87,9 @@ class PoolConfig(_Part):
             raise ValueError("has both engines and count: list running engines, or start some, not both")
         for name, each in (("cores", self.cores), ("gpus", self.gpus)):
             if each and len(each) != self.count:
-                raise ValueError(f"{name} must have one entry for each of its {self.count} engines, got {len(each)}")
+                raise ValueError(
+                    f"{name} must have one entry for each of its {self.count} engines, got {len(each)}"
+                )
         return self
 
 
@@ -105,9 +107,13 @@ class PoolsConfig(_Part):
                 "or set pools.decode.count to start some"
             )
         if bool(self.prefill.engines) and bool(self.decode.count):
-            raise ValueError("prefill lists running engines while decode starts local ones; do the same in both")
+            raise ValueError(
+                "prefill lists running engines while decode starts local ones; do the same in both"
+            )
         if bool(self.prefill.count) and bool(self.decode.engines):
-            raise ValueError("decode lists running engines while prefill starts local ones; do the same in both")
+            raise ValueError(
+                "decode lists running engines while prefill starts local ones; do the same in both"
+            )
         return self
 
 
@@ -121,7 +127,7 @@ class LauncherConfig(_Part):
     run_dir: str = ".conserve"
     """Logs and the record of what runs, relative to the working directory."""
     kv_cache_gib: float | None = Field(default=None, gt=0)
-    """KV cache of each CPU engine in GiB (VLLM_CPU_KVCACHE_SPACE); None is 1 on CPU, vLLM's choice on a GPU."""
+    """KV cache of each CPU engine in GiB (VLLM_CPU_KVCACHE_SPACE); None is 1. GPUs use vLLM's own flags."""
     max_model_len: int | None = Field(default=None, gt=0)
     flags: tuple[str, ...] = ()
     """Extra vLLM flags for every local engine."""

@@ -30,7 +30,9 @@ class TurnError(ConserveError):
     status = 500
     kind = "server_error"
 
-    def __init__(self, message: str, *, code: str, param: str | None = None, status: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, code: str, param: str | None = None, status: int | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.param = param

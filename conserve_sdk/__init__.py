@@ -1,0 +1,1 @@
+"""The ConServe client SDK: tag every agent call with its conversation."""
