@@ -205,16 +205,21 @@ def _count(value: int | None) -> str:
 
 def _summary(report: ConversationReport) -> list[str]:
     emulated = " (emulated engine)" if report.emulated else ""
-    lines = [
-        f"conversation {report.id}{emulated}: {report.state}, {len(report.turns)} turns, "
-        f"{len(report.tools)} tool calls, {report.kv_transfers} KV transfer(s), "
-        f"decoder {report.decoder or '-'}, TTFET {_seconds(report.ttfet_s)}",
-        f"  energy {report.energy}",
+    counts = (
+        f"{len(report.turns)} turns, {len(report.tools)} tool calls, {report.kv_transfers} KV transfer(s)"
+    )
+    return [
+        f"conversation {report.id}{emulated}: {report.state}, {counts}",
+        f"  decoder {report.decoder or '-'}, TTFET {_seconds(report.ttfet_s)}, energy {report.energy}",
+        *(_turn_line(turn) for turn in report.turns),
     ]
-    for turn in report.turns:
-        tokens = f"{_count(turn.prompt_tokens)} prompt tokens ({_count(turn.cached_tokens)} cached)"
-        lines.append(
-            f"  turn {turn.index}: {turn.path or '-'} on {turn.decoder or '-'}, TTFT {_seconds(turn.ttft_s)}, "
-            f"{tokens}, {_count(turn.completion_tokens)} output tokens, {turn.outcome}"
-        )
-    return lines
+
+
+def _turn_line(turn: TurnReport) -> str:
+    prompt = f"{_count(turn.prompt_tokens)} prompt tokens ({_count(turn.cached_tokens)} cached)"
+    place = f"{turn.path or '-'} on {turn.decoder or '-'}"
+    timing = f"TTFT {_seconds(turn.ttft_s)}"
+    return (
+        f"  turn {turn.index}: {place}, {timing}, {prompt}, "
+        f"{_count(turn.completion_tokens)} output tokens, {turn.outcome}"
+    )
