@@ -7,6 +7,8 @@ observed" and never zero.
 
 from __future__ import annotations
 
+import os
+import pathlib
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Final, Literal, Self
@@ -42,6 +44,19 @@ def conversation_path(conversation_id: str) -> str:
 def events_path(conversation_id: str) -> str:
     """The path that takes a conversation's tool boundaries (`POST`)."""
     return conversation_path(conversation_id) + "/events"
+
+
+def trace_dir() -> pathlib.Path:
+    """The folder where both sides write spans, as OTLP JSON lines, when no collector is configured.
+
+    `$CONSERVE_TRACE_DIR`, else `conserve/traces` under `$XDG_STATE_HOME` (`~/.local/state`).
+    """
+    chosen = os.environ.get("CONSERVE_TRACE_DIR")
+    if chosen:
+        return pathlib.Path(chosen).expanduser()
+    state = os.environ.get("XDG_STATE_HOME")
+    base = pathlib.Path(state) if state else pathlib.Path.home() / ".local" / "state"
+    return base / "conserve" / "traces"
 
 
 def clean_id(text: str) -> str | None:
