@@ -1,0 +1,60 @@
+"""KV tokens reserved per decoder: the scheduler's own count, never an engine's guess.
+
+A conversation's reservation starts as its first turn's prompt and grows with what its turns
+append and produce. Admission keeps reservations within the budget; growth of bound
+conversations may exceed it, and is counted when it does.
+"""
+
+from __future__ import annotations
+
+import sys
+
+UNBOUNDED = sys.maxsize
+"""The budget of a decoder that does not report its KV capacity: it is never full."""
+
+
+class DecoderLedger:
+    """One decoder's reservations, in KV tokens, by conversation."""
+
+    def __init__(self, capacity_tokens: int | None, budget_fraction: float) -> None:
+        self._budget_fraction = budget_fraction
+        self._reserved: dict[str, int] = {}
+        self._total = 0
+        self.capacity_tokens = capacity_tokens
+
+    @property
+    def budget_tokens(self) -> int:
+        if self.capacity_tokens is None:
+            return UNBOUNDED
+        return int(self.capacity_tokens * self._budget_fraction)
+
+    @property
+    def reserved_tokens(self) -> int:
+        return self._total
+
+    @property
+    def overcommitted_tokens(self) -> int:
+        """Tokens by which growth of bound conversations exceeds the budget."""
+        return max(0, self._total - self.budget_tokens)
+
+    @property
+    def conversations(self) -> tuple[str, ...]:
+        return tuple(self._reserved)
+
+    def held(self, conversation_id: str) -> int:
+        return self._reserved.get(conversation_id, 0)
+
+    def settle(self, conversation_id: str, kv_tokens: int) -> None:
+        """Set the conversation's reservation to what is known to be needed."""
+        self._total += kv_tokens - self._reserved.get(conversation_id, 0)
+        self._reserved[conversation_id] = kv_tokens
+
+    def grow(self, conversation_id: str, kv_tokens: int) -> None:
+        """Raise the conversation's reservation to `kv_tokens`; never lowers it."""
+        self.settle(conversation_id, max(kv_tokens, self.held(conversation_id)))
+
+    def release(self, conversation_id: str) -> int:
+        """Free the conversation's reservation; the tokens freed, 0 if it held none."""
+        freed = self._reserved.pop(conversation_id, 0)
+        self._total -= freed
+        return freed
