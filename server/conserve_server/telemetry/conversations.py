@@ -1,0 +1,103 @@
+"""The conversations in a trace folder: a line each, and the one that a prefix means."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from conserve_server.core.errors import ConserveError
+from conserve_server.telemetry import names
+from conserve_server.telemetry.spans_file import Span
+from conserve_server.telemetry.timeline import is_model_call, is_tool_call
+
+
+class ConversationNotFound(ConserveError):
+    """No conversation, or more than one, is meant; the message names those that are near."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationLine:
+    """One conversation in the list. `start_unix_s` is the wall clock."""
+
+    id: str
+    start_unix_s: float
+    duration_s: float
+    turns: int
+    tools: int
+    agent: str | None
+    is_emulated: bool
+
+
+def conversation_lines(spans: Iterable[Span]) -> list[ConversationLine]:
+    """Every conversation among `spans`, the latest first. Holds no span, only their identifiers."""
+    found: dict[str, _Counts] = {}
+    for span in spans:
+        if span.conversation_id is not None:
+            found.setdefault(span.conversation_id, _Counts()).add(span)
+    lines = [counts.line(each) for each, counts in found.items() if counts.holds_rows]
+    return sorted(lines, key=lambda line: (-line.start_unix_s, line.id))
+
+
+def find_conversation(wanted: str, ids: Sequence[str]) -> str:
+    """The id that `wanted` is, or is the only one to begin with. Raises ConversationNotFound."""
+    if wanted in ids:
+        return wanted
+    matches = [each for each in ids if each.startswith(wanted)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise ConversationNotFound(
+            f"{len(matches)} conversations begin with {wanted!r}, type more of one: {_few(matches)}"
+        )
+    near = difflib.get_close_matches(wanted, ids, n=3, cutoff=0.4)
+    if near:
+        raise ConversationNotFound(f"no conversation {wanted!r}; near it: {_few(near)}")
+    raise ConversationNotFound(f"no conversation {wanted!r}; `conserve trace` lists them")
+
+
+def _few(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:5]) + (", …" if len(ids) > 5 else "")
+
+
+@dataclass(slots=True)
+class _Counts:
+    start_ns: int = 0
+    end_ns: int = 0
+    agent: str | None = None
+    is_emulated: bool = False
+    turns: int = 0
+    turn_parents: set[str] = field(default_factory=set)
+    model_calls: set[str] = field(default_factory=set)
+    tool_calls: set[str] = field(default_factory=set)
+
+    @property
+    def holds_rows(self) -> bool:
+        """Whether there is anything to draw: an agent's own span alone is no conversation."""
+        return bool(self.turns or self.model_calls or self.tool_calls)
+
+    def add(self, span: Span) -> None:
+        self.agent = self.agent or span.text(names.AGENT_NAME)
+        self.is_emulated = self.is_emulated or span.flag(names.EMULATED)
+        if span.name == names.SPAN_TURN:
+            self.turns += 1
+            self.turn_parents.add(span.parent_id or "")
+        elif is_model_call(span):
+            self.model_calls.add(span.span_id)
+        elif is_tool_call(span):
+            self.tool_calls.add(span.text(names.TOOL_CALL_ID) or span.span_id)
+        else:
+            return
+        self.start_ns = min(self.start_ns or span.start_ns, span.start_ns)
+        self.end_ns = max(self.end_ns, span.end_ns)
+
+    def line(self, conversation_id: str) -> ConversationLine:
+        return ConversationLine(
+            conversation_id,
+            start_unix_s=self.start_ns / 1e9,
+            duration_s=(self.end_ns - self.start_ns) / 1e9,
+            turns=self.turns + len(self.model_calls - self.turn_parents),
+            tools=len(self.tool_calls),
+            agent=self.agent,
+            is_emulated=self.is_emulated,
+        )
