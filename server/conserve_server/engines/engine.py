@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from conserve_server.core.config import Config
+
 
 class Role(StrEnum):
     """What an engine is for."""
@@ -23,6 +25,14 @@ class EngineSpec:
     name: str
     role: Role
     url: str
+
+
+def listed_engines(config: Config) -> tuple[EngineSpec, ...]:
+    """The engines that a configuration lists by URL, named by role and place: `decode-0`."""
+    pools = ((Role.PREFILL, config.pools.prefill), (Role.DECODE, config.pools.decode))
+    return tuple(
+        EngineSpec(f"{role}-{i}", role, url) for role, pool in pools for i, url in enumerate(pool.engines)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +86,7 @@ class Engine(Protocol):
     def spec(self) -> EngineSpec: ...
 
     async def prefill(self, path: str, body: bytes, headers: Mapping[str, str]) -> PrefillAnswer:
-        """Run the prefill leg of `body` (the client's request, unchanged) and hold its KV for a decoder.
+        """Run a prefill leg (see `wire.prefill_leg`), its KV held for a decoder.
 
         Raises InvalidRequest where the engine says that the request is at fault.
         """
@@ -89,5 +99,3 @@ class Engine(Protocol):
     async def look(self) -> EngineStatus:
         """Health, model and KV use now."""
         ...
-
-    async def close(self) -> None: ...

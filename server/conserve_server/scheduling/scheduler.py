@@ -41,6 +41,10 @@ class Scheduler:
         """Turns that wait for room, first come, first served."""
         return len(self._waiting)
 
+    def is_waiting(self, turn_id: int) -> bool:
+        """Whether the turn waits for room itself, and not for another turn's binding."""
+        return turn_id in self._waiting
+
     @property
     def conversations(self) -> Collection[Conversation]:
         """The live conversations."""

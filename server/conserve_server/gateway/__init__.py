@@ -1,0 +1,1 @@
+"""The gateway. Read `turn.py` for the life of a turn and `app.py` for how the parts are wired."""

@@ -1,0 +1,140 @@
+"""What is learned of one turn while it runs, and the report that comes of it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from opentelemetry.util.types import AttributeValue
+
+from conserve_sdk.protocol import (
+    CONVERSATION_ID,
+    RECEIPT_CACHED_TOKENS,
+    RECEIPT_DECODER,
+    RECEIPT_EMULATED,
+    RECEIPT_PATH,
+    RECEIPT_PREFILLER,
+    RECEIPT_TURN,
+    Outcome,
+    Path,
+    TurnReport,
+)
+from conserve_server.core.turn import Placement, Turn
+from conserve_server.engines.wire import EngineTiming, Usage
+from conserve_server.gateway.record import ConversationRecord
+from conserve_server.gateway.request import TurnRequest
+from conserve_server.telemetry import names
+
+
+@dataclass(slots=True)
+class LiveTurn:
+    """One running turn. Times are the gateway's monotonic seconds; None until it happened."""
+
+    turn: Turn
+    request: TurnRequest
+    record: ConversationRecord
+    index: int
+    arrived_s: float
+    gap_s: float
+    placement: Placement | None = None
+    wait_s: float | None = None
+    prefill_s: float | None = None
+    decode_started_s: float | None = None
+    decode_started_ns: int | None = None
+    first_byte_s: float | None = None
+    usage: Usage | None = None
+    timing: EngineTiming | None = None
+    refused: str | None = None
+    is_emulated: bool = False
+
+    def decode_starts(self, now_s: float) -> None:
+        self.decode_started_s = now_s
+        self.decode_started_ns = time.time_ns()
+
+    @property
+    def moved_kv(self) -> bool:
+        return self.placement is not None and self.placement.path is Path.REMOTE_PREFILL
+
+    @property
+    def engine_wait_s(self) -> float | None:
+        """Decode leg sent to scheduled by the engine, as the engine measured it.
+
+        On the decode leg of a first turn this is the pull of the KV cache: vLLM keeps a request
+        out of its schedule until the KV has arrived.
+        """
+        if self.timing is None or self.timing.queue_time_ms is None:
+            return None
+        return self.timing.queue_time_ms / 1000
+
+    @property
+    def transfer_s(self) -> float | None:
+        return self.engine_wait_s if self.moved_kv else None
+
+    @property
+    def first_token_s(self) -> float | None:
+        """When the first output token was there: seen in the stream, else from the engine's own timing."""
+        if self.request.is_streamed:
+            return self.first_byte_s
+        if self.decode_started_s is None or self.timing is None:
+            return None
+        if self.engine_wait_s is None or self.timing.time_to_first_token_ms is None:
+            return None
+        return self.decode_started_s + self.engine_wait_s + self.timing.time_to_first_token_ms / 1000
+
+    @property
+    def kv_tokens(self) -> int | None:
+        """Tokens of context that the conversation holds after this turn."""
+        if self.usage is None:
+            return None
+        return self.usage.prompt_tokens + (self.usage.completion_tokens or 0)
+
+    def report(self, outcome: Outcome, now_s: float, error: str | None) -> TurnReport:
+        """The turn as it ended."""
+        placement, usage, first = self.placement, self.usage, self.first_token_s
+        return TurnReport(
+            index=self.index,
+            outcome=outcome,
+            path=placement.path if placement else None,
+            prefiller=placement.prefiller if placement else None,
+            decoder=placement.decoder if placement else None,
+            streamed=self.request.is_streamed,
+            prompt_tokens=usage.prompt_tokens if usage else None,
+            completion_tokens=usage.completion_tokens if usage else None,
+            cached_tokens=usage.cached_tokens if usage else None,
+            wait_s=self.wait_s,
+            prefill_s=self.prefill_s,
+            transfer_s=self.transfer_s,
+            ttft_s=first - self.arrived_s if first is not None else None,
+            duration_s=now_s - self.arrived_s,
+            error=error,
+        )
+
+    def receipt(self) -> dict[str, str]:
+        """The route receipt: response headers that say where the turn ran and why it was there."""
+        headers = {CONVERSATION_ID: self.turn.conversation_id, RECEIPT_TURN: str(self.index)}
+        if self.placement is not None:
+            headers[RECEIPT_PATH] = self.placement.path
+            headers[RECEIPT_DECODER] = self.placement.decoder
+            if self.placement.prefiller is not None:
+                headers[RECEIPT_PREFILLER] = self.placement.prefiller
+        if self.usage is not None and self.usage.cached_tokens is not None:
+            headers[RECEIPT_CACHED_TOKENS] = str(self.usage.cached_tokens)
+        if self.is_emulated:
+            headers[RECEIPT_EMULATED] = "true"
+        return headers
+
+
+def span_attributes(report: TurnReport) -> dict[str, AttributeValue]:
+    """The ended turn as attributes of its span; what was not observed is absent."""
+    found: dict[str, AttributeValue | None] = {
+        names.TURN_OUTCOME: report.outcome,
+        names.TURN_PATH: report.path,
+        names.PREFILLER: report.prefiller,
+        names.DECODER: report.decoder,
+        names.TURN_STREAMED: report.streamed,
+        names.TURN_TTFT_S: report.ttft_s,
+        names.INPUT_TOKENS: report.prompt_tokens,
+        names.OUTPUT_TOKENS: report.completion_tokens,
+        names.CACHE_READ_TOKENS: report.cached_tokens,
+    }
+    return {name: value for name, value in found.items() if value is not None}

@@ -1,0 +1,117 @@
+"""What the gateway remembers of conversations, for their reports: turns, tools, times.
+
+Bindings and reservations are the scheduler's; nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from conserve_sdk.protocol import ConversationReport, Path, ToolEvent, ToolReport, TurnReport
+from conserve_server.gateway.identity import Identity
+
+ENDED = "ended"
+EXPIRED = "expired"
+
+
+@dataclass(slots=True)
+class ConversationRecord:
+    """One conversation as observed. `gap_s` is the time so far in which none of its turns ran."""
+
+    identity: Identity
+    model: str
+    first_arrival_s: float
+    is_emulated: bool = False
+    ended_as: str | None = None
+    kv_transfers: int = 0
+    turns_begun: int = 0
+    turns: dict[int, TurnReport] = field(default_factory=dict)
+    tools: dict[str, ToolReport] = field(default_factory=dict)
+    decoders: list[str] = field(default_factory=list)
+    ttfet_s: float | None = None
+    gap_s: float = 0.0
+    _running: int = 0
+    _last_end_s: float | None = None
+    _last_effective_turn: int = 0
+
+    def begin_turn(self, now_s: float) -> int:
+        """Count a turn in; its number, from 1."""
+        if self._running == 0 and self._last_end_s is not None:
+            self.gap_s += now_s - self._last_end_s
+        self._running += 1
+        self.turns_begun += 1
+        return self.turns_begun
+
+    def bind(self, path: Path, decoder: str) -> None:
+        """A decoder answered the turn that placed this conversation."""
+        self.kv_transfers += path is Path.REMOTE_PREFILL
+        if not self.decoders or self.decoders[-1] != decoder:
+            self.decoders.append(decoder)
+
+    def end_turn(self, report: TurnReport, first_token_s: float | None, gap_s: float, now_s: float) -> None:
+        """Count a turn out. `gap_s`: the conversation's gaps up to this turn's arrival."""
+        self._running -= 1
+        self._last_end_s = now_s
+        self.turns[report.index] = report
+        if first_token_s is not None and report.index > self._last_effective_turn:
+            self._last_effective_turn = report.index
+            self.ttfet_s = first_token_s - self.first_arrival_s - gap_s
+
+    def note_tool(self, event: ToolEvent) -> None:
+        """Note a tool boundary; an end without its start, or a late one, counts all the same."""
+        if event.kind == "start" and event.call_id in self.tools:
+            return
+        self.tools[event.call_id] = ToolReport(event.call_id, event.name, event.duration_s, event.outcome)
+
+    def report(self, *, state: str, reserved_kv_tokens: int) -> ConversationReport:
+        """The report, with what only the scheduler knows."""
+        return ConversationReport(
+            id=self.identity.conversation_id,
+            state=self.ended_as or state,
+            synthetic=self.identity.is_synthetic,
+            agent=self.identity.agent,
+            parent_id=self.identity.parent_id,
+            model=self.model,
+            decoder=self.decoders[-1] if self.decoders else None,
+            decoders=tuple(dict.fromkeys(self.decoders)),
+            kv_transfers=self.kv_transfers,
+            reserved_kv_tokens=reserved_kv_tokens,
+            ttfet_s=self.ttfet_s,
+            emulated=self.is_emulated,
+            turns=tuple(self.turns[i] for i in sorted(self.turns)),
+            tools=tuple(self.tools.values()),
+        )
+
+
+class ConversationLog:
+    """Live conversations, and the last `ended_kept` that have ended, oldest forgotten first."""
+
+    def __init__(self, ended_kept: int) -> None:
+        self._ended_kept = ended_kept
+        self._live: dict[str, ConversationRecord] = {}
+        self._ended: OrderedDict[str, ConversationRecord] = OrderedDict()
+
+    def open(self, identity: Identity, model: str, now_s: float) -> ConversationRecord:
+        """The record of that conversation; one that had ended goes on."""
+        key = identity.conversation_id
+        record = self._live.get(key) or self._ended.pop(key, None)
+        if record is None:
+            record = ConversationRecord(identity, model, now_s)
+        record.ended_as = None
+        self._live[key] = record
+        return record
+
+    def find(self, conversation_id: str) -> ConversationRecord | None:
+        """The record of a live or a remembered conversation."""
+        return self._live.get(conversation_id) or self._ended.get(conversation_id)
+
+    def end(self, conversation_id: str, ended_as: str) -> None:
+        """Keep the record among the ended; nothing if it is not live."""
+        record = self._live.pop(conversation_id, None)
+        if record is None:
+            return
+        record.ended_as = ended_as
+        self._ended[conversation_id] = record
+        while len(self._ended) > self._ended_kept:
+            self._ended.popitem(last=False)

@@ -1,0 +1,252 @@
+"""The life of a turn: arrive, be placed, prefill elsewhere if so placed, decode, end exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from opentelemetry.trace import Span, SpanKind, Tracer
+
+from conserve_sdk.protocol import RECEIPT_EMULATED, Outcome, Path
+from conserve_server.core.clock import Clock
+from conserve_server.core.errors import EngineFailed, TurnError
+from conserve_server.engines.engine import Answer, PrefillAnswer
+from conserve_server.engines.vllm import error_message
+from conserve_server.gateway.cluster import Cluster
+from conserve_server.gateway.coordinator import Coordinator
+from conserve_server.gateway.identity import Identity
+from conserve_server.gateway.live_turn import LiveTurn, span_attributes
+from conserve_server.gateway.record import ENDED, ConversationLog
+from conserve_server.gateway.reply import Reply
+from conserve_server.gateway.request import TurnRequest
+from conserve_server.gateway.stream import AnswerReader, EventStreamReader
+from conserve_server.scheduling.actions import StartDecode
+from conserve_server.telemetry import names
+from conserve_server.telemetry.metrics import GatewayMetrics
+from conserve_server.telemetry.spans import TurnTrace, trace_headers
+
+
+class Turns:
+    """Serves turns. Cancelling `serve` cancels the request in whichever engine runs it."""
+
+    def __init__(
+        self,
+        *,
+        coordinator: Coordinator,
+        cluster: Cluster,
+        log: ConversationLog,
+        metrics: GatewayMetrics,
+        tracer: Tracer,
+        clock: Clock,
+    ) -> None:
+        self._coordinator = coordinator
+        self._cluster = cluster
+        self._log = log
+        self._metrics = metrics
+        self._tracer = tracer
+        self._clock = clock
+
+    async def serve(
+        self, request: TurnRequest, identity: Identity, headers: Mapping[str, str], reply: Reply
+    ) -> None:
+        """Run one turn to its end and answer the client, errors included."""
+        live = self._begin(request, identity)
+        trace = TurnTrace(self._tracer, headers, identity.conversation_id, _first_attributes(live, identity))
+        outcome, error = Outcome.FAILED, None
+        try:
+            await self._run(live, trace, reply)
+            outcome = Outcome.FAILED if live.refused else Outcome.COMPLETED
+        except asyncio.CancelledError:
+            outcome = Outcome.CANCELLED
+            raise
+        except TurnError as problem:
+            error = problem
+            await reply.fail(problem, live.receipt())
+        finally:
+            self._end(live, trace, outcome, error, is_final=identity.is_final)
+
+    # -- begin and end -------------------------------------------------------------------------
+
+    def _begin(self, request: TurnRequest, identity: Identity) -> LiveTurn:
+        now_s = self._clock.now_s()
+        record = self._log.open(identity, request.model, now_s)
+        index = record.begin_turn(now_s)
+        turn = self._coordinator.arrive(identity.conversation_id, len(request.body))
+        return LiveTurn(turn, request, record, index, now_s, record.gap_s)
+
+    def _end(
+        self, live: LiveTurn, trace: TurnTrace, outcome: Outcome, error: TurnError | None, *, is_final: bool
+    ) -> None:
+        now_s = self._clock.now_s()
+        message = str(error) if error else live.refused
+        report = live.report(outcome, now_s, message)
+        live.record.end_turn(report, live.first_token_s, live.gap_s, now_s)
+        self._add_transfer(live, trace)
+        trace.end(span_attributes(report), error)
+        self._metrics.turn_ended(report)
+        self._coordinator.ended(live.turn, live.kv_tokens)
+        if is_final:
+            self._coordinator.end_conversation(live.turn.conversation_id)
+            self._log.end(live.turn.conversation_id, ENDED)
+
+    def _add_transfer(self, live: LiveTurn, trace: TurnTrace) -> None:
+        """The transfer's span, once the engine (or the first token) has told how long it took."""
+        if not live.moved_kv or live.decode_started_ns is None or live.decode_started_s is None:
+            return
+        seconds, seen_by = live.transfer_s, "engine"
+        if seconds is None and live.request.is_streamed and live.first_byte_s is not None:
+            seconds, seen_by = live.first_byte_s - live.decode_started_s, "first_token"
+        if seconds is None:
+            return
+        end_ns = live.decode_started_ns + round(seconds * 1e9)
+        attributes = {names.TRANSFER_OBSERVED_BY: seen_by}
+        trace.past_step(names.SPAN_TRANSFER, live.decode_started_ns, end_ns, attributes)
+
+    # -- the legs ------------------------------------------------------------------------------
+
+    async def _run(self, live: LiveTurn, trace: TurnTrace, reply: Reply) -> None:
+        with trace.step(names.SPAN_ADMISSION, {}):
+            action = await self._coordinator.next_action(live.turn)
+        live.wait_s = self._clock.now_s() - live.arrived_s
+        prefilled: PrefillAnswer | None = None
+        while not isinstance(action, StartDecode):
+            live.placement = action.placement
+            prefilled = await self._prefill(live, trace)
+            action = await self._coordinator.next_action(live.turn)
+        live.placement = action.placement
+        params = prefilled.kv_transfer_params if prefilled and live.moved_kv else None
+        await self._decode(live, trace, params, reply)
+
+    async def _prefill(self, live: LiveTurn, trace: TurnTrace) -> PrefillAnswer | None:
+        """The prefill leg; None if the engine failed, which the scheduler then knows."""
+        if live.placement is None or live.placement.prefiller is None:
+            raise RuntimeError("a prefill leg needs a prefiller")
+        engine = self._cluster.engine(live.placement.prefiller)
+        started_s = self._clock.now_s()
+        attributes = {names.PREFILLER: engine.spec.name}
+        try:
+            with trace.step(names.SPAN_PREFILL, attributes, SpanKind.CLIENT) as span:
+                headers = _leg_headers(live, span)
+                answer = await engine.prefill(live.request.path, live.request.prefill_body(), headers)
+                span.set_attribute(names.INPUT_TOKENS, answer.prompt_tokens)
+        except EngineFailed:
+            self._coordinator.prefill_failed(live.turn)
+            return None
+        live.prefill_s = self._clock.now_s() - started_s
+        self._coordinator.prefilled(live.turn, answer.prompt_tokens, len(live.request.body))
+        return answer
+
+    async def _decode(self, live: LiveTurn, trace: TurnTrace, params: bytes | None, reply: Reply) -> None:
+        async with self._decode_leg(live, trace, params) as answer:
+            live.is_emulated = answer.headers.get(RECEIPT_EMULATED) == "true"
+            live.record.is_emulated = live.is_emulated
+            if answer.status >= 400:
+                await self._pass_refusal(live, answer, reply)
+            elif live.request.is_streamed:
+                await self._stream(live, answer, reply)
+            else:
+                await self._answer_whole(live, answer, reply)
+
+    @asynccontextmanager
+    async def _decode_leg(
+        self, live: LiveTurn, trace: TurnTrace, params: bytes | None
+    ) -> AsyncIterator[Answer]:
+        if live.placement is None:
+            raise RuntimeError("a decode leg needs a decoder")
+        engine = self._cluster.engine(live.placement.decoder)
+        body = live.request.decode_body(params)
+        attributes = {names.DECODER: engine.spec.name}
+        with trace.step(names.SPAN_DECODE, attributes, SpanKind.CLIENT) as span:
+            live.decode_starts(self._clock.now_s())
+            async with engine.send(live.request.path, body, _leg_headers(live, span)) as answer:
+                yield answer
+
+    async def _stream(self, live: LiveTurn, answer: Answer, reply: Reply) -> None:
+        reader = EventStreamReader(hides_usage=not live.request.wants_usage)
+        try:
+            async for chunk in answer.chunks():
+                if live.first_byte_s is None:
+                    self._first_byte(live)
+                    await reply.start(answer.status, self._headers(live, answer))
+                await reply.write(reader.feed(chunk))
+            await reply.write(reader.rest())
+        finally:
+            self._learn(live, reader)
+        if live.first_byte_s is None:
+            raise _empty(live)
+        await reply.finish()
+
+    async def _answer_whole(self, live: LiveTurn, answer: Answer, reply: Reply) -> None:
+        """An answer that was not streamed: one JSON document, read to its end for the receipt."""
+        body = b"".join([chunk async for chunk in answer.chunks()])
+        if not body:
+            raise _empty(live)
+        reader = AnswerReader()
+        reader.read_document(body)
+        self._learn(live, reader)
+        self._first_byte(live)
+        await reply.start(answer.status, {**self._headers(live, answer), "content-length": str(len(body))})
+        await reply.write(body)
+        await reply.finish()
+
+    async def _pass_refusal(self, live: LiveTurn, answer: Answer, reply: Reply) -> None:
+        """The engine refused: a client's fault is passed on as it came, an engine's becomes ours."""
+        body = b"".join([chunk async for chunk in answer.chunks()])
+        message = error_message(body) or f"status {answer.status}"
+        if answer.status >= 500:
+            engine = live.placement.decoder if live.placement else "?"
+            raise EngineFailed(
+                f"engine {engine} answered with status {answer.status}: {message}",
+                code="engine_error",
+                engine=engine,
+            )
+        live.refused = message
+        await reply.start(answer.status, {**self._headers(live, answer), "content-length": str(len(body))})
+        await reply.write(body)
+        await reply.finish()
+
+    # -- what is learned on the way --------------------------------------------------------------
+
+    def _first_byte(self, live: LiveTurn) -> None:
+        """The decoder has answered: the binding holds from here on."""
+        live.first_byte_s = self._clock.now_s()
+        if live.placement is None:
+            return
+        if live.placement.path is not Path.PINNED:
+            live.record.bind(live.placement.path, live.placement.decoder)
+            self._coordinator.bound(live.turn)
+        if live.moved_kv:
+            self._metrics.kv_transferred()
+
+    def _learn(self, live: LiveTurn, reader: AnswerReader) -> None:
+        live.usage, live.timing = reader.usage, reader.timing
+        if reader.usage is not None:
+            self._coordinator.estimate.learn(len(live.request.body), reader.usage.prompt_tokens)
+
+    def _headers(self, live: LiveTurn, answer: Answer) -> dict[str, str]:
+        content_type = answer.headers.get("content-type", "application/json")
+        return {"content-type": content_type, "cache-control": "no-store", **live.receipt()}
+
+
+def _leg_headers(live: LiveTurn, span: Span) -> dict[str, str]:
+    """What an engine is told besides the body: the conversation (vLLM reads it) and the trace."""
+    return {"x-session-id": live.turn.conversation_id, **trace_headers(span)}
+
+
+def _first_attributes(live: LiveTurn, identity: Identity) -> dict[str, str | int | bool]:
+    found: dict[str, str | int | bool] = {
+        names.TURN_INDEX: live.index,
+        names.REQUEST_MODEL: live.request.model,
+        names.SYNTHETIC: identity.is_synthetic,
+    }
+    if identity.agent is not None:
+        found[names.AGENT_NAME] = identity.agent
+    if identity.parent_id is not None:
+        found[names.PARENT_CONVERSATION_ID] = identity.parent_id
+    return found
+
+
+def _empty(live: LiveTurn) -> EngineFailed:
+    engine = live.placement.decoder if live.placement else "?"
+    return EngineFailed(f"engine {engine} sent an empty answer", code="engine_lost", engine=engine)

@@ -1,0 +1,61 @@
+"""The ASGI end of a turn: read the body, serve, and cancel all of it when the client hangs up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope, Send
+
+from conserve_server.core.errors import TurnError
+from conserve_server.gateway.cluster import Cluster
+from conserve_server.gateway.identity import read_identity
+from conserve_server.gateway.reply import ClientGone, Reply, read_body, wait_disconnect
+from conserve_server.gateway.request import check_model, parse_request
+from conserve_server.gateway.turn import Turns
+
+
+class TurnEndpoint:
+    """`POST` of a completion, as a plain ASGI application: nothing lies between engine and client."""
+
+    def __init__(self, turns: Turns, cluster: Cluster, max_body_bytes: int) -> None:
+        self._turns = turns
+        self._cluster = cluster
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        reply = Reply(send)
+        try:
+            body = await read_body(receive, self._max_body_bytes)
+        except ClientGone:
+            return
+        except TurnError as error:
+            await reply.fail(error, {})
+            return
+        await _while_connected(self._serve(scope, body, reply), receive)
+
+    async def _serve(self, scope: Scope, body: bytes, reply: Reply) -> None:
+        headers = Headers(scope=scope)
+        try:
+            request = parse_request(scope["path"], body)
+            check_model(request.model, self._cluster.models)
+        except TurnError as error:
+            await reply.fail(error, {})
+            return
+        await self._turns.serve(request, read_identity(headers), headers, reply)
+
+
+async def _while_connected(serve: Coroutine[Any, Any, None], receive: Receive) -> None:
+    """Run `serve` to its end, or cancel it as soon as the client has gone."""
+    turn = asyncio.ensure_future(serve)
+    gone = asyncio.ensure_future(wait_disconnect(receive))
+    try:
+        await asyncio.wait({turn, gone}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        gone.cancel()
+        turn.cancel()  # nothing, if it is done
+        await asyncio.gather(turn, gone, return_exceptions=True)
+    if not turn.cancelled():
+        turn.result()  # an error that is not a turn's belongs to the application

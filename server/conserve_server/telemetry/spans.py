@@ -1,0 +1,76 @@
+"""The server side of a turn's trace: one span for the turn, one for each step of its life.
+
+The turn's parent is whatever the client sent as `traceparent` (its `chat` span when the SDK
+is used). Every span carries the conversation's id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util.types import AttributeValue
+
+from conserve_server.telemetry import names
+
+_PROPAGATOR = TraceContextTextMapPropagator()
+Attributes = Mapping[str, AttributeValue]
+
+
+class TurnTrace:
+    """One turn's spans. `end` must be called exactly once."""
+
+    def __init__(
+        self, tracer: Tracer, carrier: Mapping[str, str], conversation_id: str, attributes: Attributes
+    ) -> None:
+        self._tracer = tracer
+        self._shared = {names.CONVERSATION_ID: conversation_id, names.SESSION_ID: conversation_id}
+        self._turn = tracer.start_span(
+            names.SPAN_TURN,
+            context=_PROPAGATOR.extract(carrier),
+            kind=SpanKind.SERVER,
+            attributes={**self._shared, **attributes},
+        )
+        self._context: Context = set_span_in_context(self._turn)
+
+    @contextmanager
+    def step(self, name: str, attributes: Attributes, kind: SpanKind = SpanKind.INTERNAL) -> Iterator[Span]:
+        """A child span around a step; an error or a cancellation ends and marks it."""
+        span = self._tracer.start_span(
+            name, context=self._context, kind=kind, attributes={**self._shared, **attributes}
+        )
+        try:
+            yield span
+        except BaseException as error:
+            _mark(span, error)
+            raise
+        finally:
+            span.end()
+
+    def past_step(self, name: str, start_ns: int, end_ns: int, attributes: Attributes) -> None:
+        """A child span for a step that was learned of afterwards (times in nanoseconds since the epoch)."""
+        merged = {**self._shared, **attributes}
+        span = self._tracer.start_span(name, context=self._context, start_time=start_ns, attributes=merged)
+        span.end(end_ns)
+
+    def end(self, attributes: Attributes, error: BaseException | None) -> None:
+        """Close the turn's span."""
+        self._turn.set_attributes(attributes)
+        if error is not None:
+            _mark(self._turn, error)
+        self._turn.end()
+
+
+def trace_headers(span: Span) -> dict[str, str]:
+    """`traceparent` for an engine, so that its own spans become the step's children."""
+    carrier: dict[str, str] = {}
+    _PROPAGATOR.inject(carrier, set_span_in_context(span))
+    return carrier
+
+
+def _mark(span: Span, error: BaseException) -> None:
+    span.set_attribute(names.ERROR_TYPE, getattr(error, "code", None) or type(error).__name__)
+    span.set_status(Status(StatusCode.ERROR, str(error)))
