@@ -1,0 +1,177 @@
+"""What the SDK asks of a gateway beside model calls: take events, release, report.
+
+Requests and answers are plain values here; the drivers at the end do the I/O.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from conserve_sdk import protocol
+from conserve_sdk._errors import GatewayRefused, GatewayUnreachable
+
+if TYPE_CHECKING:
+    import httpx2
+    from tenacity import AsyncRetrying, RetryCallState, Retrying
+    from tenacity.stop import stop_base
+
+CONNECT_TIMEOUT_S: Final = 1.0
+REQUEST_TIMEOUT_S: Final = 3.0
+_ATTEMPTS: Final = 4
+_FIRST_BACKOFF_S: Final = 0.05
+_LONGEST_BACKOFF_S: Final = 0.5
+_TRANSIENT: Final = frozenset(
+    {HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A gateway as a conversation's own requests showed it.
+
+    `root` is its URL up to and without `/v1`; `authorization` is the header that the user's
+    client sent, so that control calls are let in where the model calls were.
+    """
+
+    root: str
+    authorization: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def seen_at(cls, url: str, authorization: str | None) -> Gateway:
+        """The gateway that serves `url`, the address of one of its `/v1/...` endpoints."""
+        parts = urlsplit(url)
+        prefix, found, _ = parts.path.partition("/v1/")
+        return cls(f"{parts.scheme}://{parts.netloc}{prefix if found else ''}", authorization)
+
+    def headers(self) -> dict[str, str]:
+        """What every control call carries."""
+        return {} if self.authorization is None else {"authorization": self.authorization}
+
+
+@dataclass(frozen=True, slots=True)
+class ControlCall:
+    """One request to a gateway."""
+
+    gateway: Gateway
+    method: str
+    path: str
+    body: dict[str, Any] | None = None
+
+    @property
+    def url(self) -> str:
+        return self.gateway.root + self.path
+
+
+def release_call(gateway: Gateway, conversation_id: str) -> ControlCall:
+    """Tell the gateway that the conversation has ended."""
+    return ControlCall(gateway, "DELETE", protocol.conversation_path(conversation_id))
+
+
+def report_call(gateway: Gateway, conversation_id: str) -> ControlCall:
+    """Ask what the gateway observed of the conversation."""
+    return ControlCall(gateway, "GET", protocol.conversation_path(conversation_id))
+
+
+def events_call(
+    gateway: Gateway, conversation_id: str, events: tuple[protocol.ToolEvent, ...]
+) -> ControlCall:
+    """Hand over tool boundaries, in the order in which they happened."""
+    body = protocol.EventsDocument(events).to_json()
+    return ControlCall(gateway, "POST", protocol.events_path(conversation_id), body)
+
+
+def retrying(stop: stop_base | None = None, **options: Any) -> Retrying:
+    """The retry rule of control calls: connection errors and 502, 503, 504, a few times, with jitter."""
+    import tenacity
+
+    return tenacity.Retrying(**_retry_rule(stop), **options)
+
+
+def send(client: httpx2.Client, call: ControlCall) -> httpx2.Response:
+    """One attempt."""
+    return client.request(call.method, call.url, json=call.body, headers=call.gateway.headers())
+
+
+def fetch_report(gateway: Gateway, conversation_id: str) -> protocol.ConversationReport:
+    """The conversation as the gateway observed it. Raises GatewayUnreachable or GatewayRefused."""
+    import httpx2
+
+    call = report_call(gateway, conversation_id)
+    try:
+        with httpx2.Client(timeout=control_timeout()) as client:
+            response = retrying()(send, client, call)
+    except httpx2.HTTPError as error:
+        raise _unreachable(call, error) from error
+    return _read_report(call, response)
+
+
+async def afetch_report(gateway: Gateway, conversation_id: str) -> protocol.ConversationReport:
+    """`fetch_report` for asyncio."""
+    import httpx2
+
+    call = report_call(gateway, conversation_id)
+    try:
+        async with httpx2.AsyncClient(timeout=control_timeout()) as client:
+            response: httpx2.Response = await _async_retrying()(
+                client.request, call.method, call.url, headers=gateway.headers()
+            )
+    except httpx2.HTTPError as error:
+        raise _unreachable(call, error) from error
+    return _read_report(call, response)
+
+
+def control_timeout() -> httpx2.Timeout:
+    """Control calls answer from memory: a gateway that takes longer is not there."""
+    import httpx2
+
+    return httpx2.Timeout(REQUEST_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+
+
+def _async_retrying() -> AsyncRetrying:
+    import tenacity
+
+    return tenacity.AsyncRetrying(**_retry_rule(None))
+
+
+def _retry_rule(stop: stop_base | None) -> dict[str, Any]:
+    import httpx2
+    import tenacity
+
+    attempts = tenacity.stop_after_attempt(_ATTEMPTS)
+    return {
+        "stop": attempts if stop is None else attempts | stop,
+        "wait": tenacity.wait_random_exponential(multiplier=_FIRST_BACKOFF_S, max=_LONGEST_BACKOFF_S),
+        "retry": tenacity.retry_if_exception_type((httpx2.ConnectError, httpx2.ConnectTimeout))
+        | tenacity.retry_if_result(lambda response: response.status_code in _TRANSIENT),
+        "retry_error_callback": _last_result,
+    }
+
+
+def _last_result(state: RetryCallState) -> Any:
+    """The last answer, or the last error raised, rather than tenacity's own error."""
+    return state.outcome.result() if state.outcome is not None else None
+
+
+def _unreachable(call: ControlCall, error: Exception) -> GatewayUnreachable:
+    return GatewayUnreachable(f"the gateway at {call.gateway.root} did not answer {call.path}: {error!r}")
+
+
+def _read_report(call: ControlCall, response: httpx2.Response) -> protocol.ConversationReport:
+    status = response.status_code
+    if status == HTTPStatus.NOT_FOUND:
+        raise GatewayRefused(
+            f"{call.gateway.root} knows no conversation {call.path.rsplit('/', 1)[-1]}: it is no ConServe "
+            "gateway, or it has forgotten a conversation that ended long ago",
+            status=status,
+        )
+    if status != HTTPStatus.OK:
+        raise GatewayRefused(f"{call.url} answered {status} instead of a report", status=status)
+    try:
+        return protocol.ConversationReport.from_json(response.json())
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise GatewayRefused(
+            f"{call.url} answered something else than a report: {error!r}", status=status
+        ) from error

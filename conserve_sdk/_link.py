@@ -1,0 +1,107 @@
+"""A conversation's line to the gateways that serve it, and the bounded waits on it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections import deque
+from concurrent.futures import Future
+from typing import Final
+
+from conserve_sdk._control import Gateway
+from conserve_sdk._delivery import Boundary, Delivery, Release
+from conserve_sdk._errors import NoGatewaySeen
+from conserve_sdk.protocol import ToolEvent
+
+_log = logging.getLogger("conserve_sdk")
+
+HELD_EVENTS: Final = 256
+"""Tool boundaries kept until the first request shows where the gateway is; the oldest go first."""
+
+
+class Link:
+    """Carries one conversation's events and release to each gateway that saw it."""
+
+    def __init__(self, conversation_id: str, delivery: Delivery) -> None:
+        self._conversation_id = conversation_id
+        self._delivery = delivery
+        self._lock = threading.RLock()
+        self._gateways: dict[str, Gateway] = {}
+        self._held: deque[tuple[ToolEvent, float]] = deque(maxlen=HELD_EVENTS)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a gateway has seen the conversation."""
+        return bool(self._gateways)
+
+    def connect(self, gateway: Gateway) -> None:
+        """A request went to `gateway`: from now on events go there, those held so far first."""
+        with self._lock:
+            self._gateways.pop(gateway.root, None)
+            self._gateways[gateway.root] = gateway
+            while self._held:
+                event, at_s = self._held.popleft()
+                self._delivery.put(Boundary(gateway, self._conversation_id, event, at_s))
+
+    def emit(self, event: ToolEvent, at_s: float) -> None:
+        """Send a boundary that happened at `at_s` (monotonic), or hold it until a gateway is known."""
+        with self._lock:
+            if not self._gateways:
+                self._held.append((event, at_s))
+            for gateway in self._gateways.values():
+                self._delivery.put(Boundary(gateway, self._conversation_id, event, at_s))
+
+    def release(self) -> None:
+        """Tell every gateway that the conversation has ended."""
+        with self._lock:
+            for gateway in self._gateways.values():
+                self._delivery.put(Release(gateway, self._conversation_id))
+
+    def flushed(self) -> Future[None]:
+        """Done once everything so far was sent or given up."""
+        return self._delivery.marker()
+
+    def last_gateway(self) -> Gateway:
+        """The gateway that served the latest request. Raises NoGatewaySeen."""
+        with self._lock:
+            if self._gateways:
+                return next(reversed(self._gateways.values()))
+        raise NoGatewaySeen(
+            f"no request of conversation {self._conversation_id} went to a gateway: wrap the client with "
+            "conserve_sdk.wrap() and make its calls inside the conversation's block"
+        )
+
+
+def is_on_event_loop() -> bool:
+    """Whether an asyncio loop is running in this thread; one that nobody imported is not."""
+    if "asyncio" not in sys.modules:
+        return False
+    import asyncio
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def wait(sent: Future[None], timeout_s: float) -> None:
+    """Wait a bounded time; what is late stays under way."""
+    try:
+        sent.result(timeout_s)
+    except TimeoutError:
+        sent.cancel()
+        _log.debug("went on after %s s without the gateway's answer to control calls", timeout_s)
+
+
+async def wait_async(sent: Future[None], timeout_s: float) -> None:
+    """`wait` for asyncio."""
+    import asyncio
+
+    here = asyncio.wrap_future(sent)
+    try:
+        await asyncio.wait([here], timeout=timeout_s)
+    finally:
+        # Else the answer would be handed to a loop that may be closed by then.
+        here.cancel()

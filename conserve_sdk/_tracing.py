@@ -1,0 +1,121 @@
+"""Turning on OpenTelemetry for an agent's process."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import os
+import pathlib
+import re
+import sys
+from typing import TYPE_CHECKING, Final
+
+from conserve_sdk._settings import is_disabled, is_set
+from conserve_sdk.protocol import trace_dir
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SpanExporter
+
+_log = logging.getLogger("conserve_sdk")
+
+_ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+
+_INSTRUMENTORS: Final = (
+    # Its `chat` spans keep the OpenAI instrumentation quiet underneath: one tree, no doubles.
+    ("langchain_core", "opentelemetry.instrumentation.genai.langchain", "LangChainInstrumentor"),
+    ("openai", "opentelemetry.instrumentation.genai.openai", "OpenAIInstrumentor"),
+)
+"""Library, module and class of each official instrumentation that is turned on where installed."""
+
+
+def instrument(service_name: str | None = None) -> pathlib.Path | None:
+    """Trace this process; the file that its spans go to, None where they go elsewhere.
+
+    Sets up a tracer provider unless the process has one: exporting over OTLP/HTTP where the
+    standard variables name an endpoint, else to
+    `<trace folder>/<service>-<pid>.jsonl` as OTLP JSON lines, where the trace folder is
+    `$CONSERVE_TRACE_DIR`, else `conserve/traces` under `$XDG_STATE_HOME`. A provider that is
+    there keeps its exporters and gains the conversation on its spans. Then the official
+    instrumentations of OpenAI and LangChain are turned on, those that are installed and not
+    active; no message content is recorded unless their own variables ask for it.
+
+    `service_name` is `$OTEL_SERVICE_NAME`, else the script's name, unless given. Nothing
+    happens with `OTEL_SDK_DISABLED` or `CONSERVE_DISABLED` set. Call it once, early; a
+    second call changes nothing.
+    """
+    if is_disabled() or is_set("OTEL_SDK_DISABLED"):
+        return None
+    path = _ensure_provider(service_name or _default_service_name())
+    for library, module, name in _INSTRUMENTORS:
+        if _is_installed(library) and _is_installed(module):
+            _activate(module, name)
+    return path
+
+
+def _ensure_provider(service_name: str) -> pathlib.Path | None:
+    from opentelemetry import trace
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    present = trace.get_tracer_provider()
+    if isinstance(present, TracerProvider):
+        _stamp(present)
+        return None
+    if not isinstance(present, trace.ProxyTracerProvider):
+        _log.warning("spans get no conversation: %s is not the OpenTelemetry SDK's provider", type(present))
+        return None
+    exporter, path = _exporter(service_name)
+    provider = TracerProvider(resource=Resource.create({"service.name": service_name}))
+    _stamp(provider)
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    return path
+
+
+def _stamp(provider: TracerProvider) -> None:
+    """Add the stamp once; the provider itself remembers that it has it."""
+    from conserve_sdk._stamp import ConversationStamp
+
+    mark = "_conserve_sdk_stamped"
+    if not getattr(provider, mark, False):
+        provider.add_span_processor(ConversationStamp())
+        setattr(provider, mark, True)
+
+
+def _exporter(service_name: str) -> tuple[SpanExporter, pathlib.Path | None]:
+    if any(os.environ.get(variable) for variable in _ENDPOINTS):
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+        return OTLPSpanExporter(), None
+    from opentelemetry.exporter.otlp.json.file import FileSpanExporter
+
+    folder = trace_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', service_name)}-{os.getpid()}.jsonl"
+    return FileSpanExporter(path), path
+
+
+def _default_service_name() -> str:
+    return os.environ.get("OTEL_SERVICE_NAME") or pathlib.Path(sys.argv[0]).stem or "agent"
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _activate(module: str, name: str) -> None:
+    """Turn an instrumentation on, unless it is; one that fails leaves the agent untraced, not broken."""
+    try:
+        instrumentor = getattr(importlib.import_module(module), name)()
+        if not instrumentor.is_instrumented_by_opentelemetry:
+            # The check asks for distributions that the instrumentation does not need, such as
+            # `langchain` where `langchain-core` and `langgraph` are enough.
+            instrumentor.instrument(skip_dep_check=True)
+    except Exception:  # noqa: BLE001 - a foreign package, anything may come
+        _log.warning("could not turn on %s.%s", module, name, exc_info=True)
