@@ -1,0 +1,38 @@
+"""The ledger of one decoder."""
+
+from conserve_server.scheduling.ledger import UNBOUNDED, DecoderLedger
+
+
+def test_the_budget_is_a_share_of_the_capacity() -> None:
+    assert DecoderLedger(1000, 0.9).budget_tokens == 900
+
+
+def test_a_decoder_that_reports_no_capacity_is_never_full() -> None:
+    assert DecoderLedger(None, 0.9).budget_tokens == UNBOUNDED
+
+
+def test_growth_beyond_the_budget_is_counted() -> None:
+    ledger = DecoderLedger(1000, 0.9)
+    ledger.settle("a", 800)
+    ledger.grow("a", 950)
+    assert ledger.overcommitted_tokens == 50
+
+
+def test_growth_never_lowers_a_reservation() -> None:
+    ledger = DecoderLedger(1000, 0.9)
+    ledger.settle("a", 300)
+    ledger.grow("a", 200)
+    assert ledger.held("a") == 300
+
+
+def test_settling_replaces_an_estimate() -> None:
+    ledger = DecoderLedger(1000, 0.9)
+    ledger.settle("a", 300)
+    ledger.settle("a", 120)
+    assert (ledger.held("a"), ledger.reserved_tokens) == (120, 120)
+
+
+def test_release_frees_what_was_held_once() -> None:
+    ledger = DecoderLedger(1000, 0.9)
+    ledger.settle("a", 300)
+    assert (ledger.release("a"), ledger.release("a"), ledger.reserved_tokens) == (300, 0, 0)
