@@ -1,0 +1,72 @@
+"""What the gateway remembers of conversations."""
+
+import pytest
+
+from conserve_sdk.protocol import Outcome, Path, ToolEvent, TurnReport
+from conserve_server.gateway.identity import Identity
+from conserve_server.gateway.record import ENDED, ConversationLog, ConversationRecord
+
+
+def record_of(first_arrival_s: float = 0.0) -> ConversationRecord:
+    return ConversationRecord(Identity("a", False), "m", first_arrival_s)
+
+
+def run_turn(record: ConversationRecord, arrived_s: float, first_token_s: float | None, end_s: float) -> None:
+    index = record.begin_turn(arrived_s)
+    record.end_turn(TurnReport(index, Outcome.COMPLETED), first_token_s, record.gap_s, end_s)
+
+
+def test_ttfet_is_the_last_turns_first_token_since_the_start_without_the_gaps() -> None:
+    record = record_of(10.0)
+    run_turn(record, 10.0, 12.0, 13.0)
+    run_turn(record, 20.0, 20.5, 21.0)  # after a gap of 7 s
+    assert record.ttfet_s == pytest.approx(3.5)
+
+
+def test_overlapping_turns_leave_no_gap() -> None:
+    record = record_of()
+    first = record.begin_turn(0.0)
+    second = record.begin_turn(1.0)
+    record.end_turn(TurnReport(first, Outcome.COMPLETED), 0.5, 0.0, 2.0)
+    record.end_turn(TurnReport(second, Outcome.COMPLETED), 1.5, 0.0, 3.0)
+    assert record.gap_s == 0.0
+    assert record.ttfet_s == pytest.approx(1.5)
+
+
+def test_a_turn_without_a_first_token_does_not_count_as_effective() -> None:
+    record = record_of()
+    run_turn(record, 0.0, 1.0, 2.0)
+    run_turn(record, 2.0, None, 3.0)
+    assert record.ttfet_s == pytest.approx(1.0)
+
+
+def test_only_a_remote_prefill_counts_as_a_transfer() -> None:
+    record = record_of()
+    record.bind(Path.REMOTE_PREFILL, "d0")
+    record.bind(Path.LOCAL_PREFILL, "d1")
+    assert (record.kv_transfers, record.decoders) == (1, ["d0", "d1"])
+
+
+def test_a_tool_end_without_its_start_counts() -> None:
+    record = record_of()
+    record.note_tool(ToolEvent("end", "c1", "search", duration_s=0.2, outcome=Outcome.COMPLETED))
+    record.note_tool(ToolEvent("start", "c1", "search"))
+    assert record.tools["c1"].duration_s == 0.2
+
+
+def test_the_log_forgets_the_conversations_that_ended_first() -> None:
+    log = ConversationLog(ended_kept=1)
+    for name in ("a", "b"):
+        log.open(Identity(name, False), "m", 0.0)
+        log.end(name, ENDED)
+    assert log.find("a") is None
+    assert log.find("b") is not None
+
+
+def test_a_conversation_that_had_ended_goes_on_with_its_turns() -> None:
+    log = ConversationLog(ended_kept=5)
+    first = log.open(Identity("a", False), "m", 0.0)
+    log.end("a", ENDED)
+    again = log.open(Identity("a", False), "m", 9.0)
+    assert again is first
+    assert again.ended_as is None

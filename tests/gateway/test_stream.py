@@ -1,0 +1,78 @@
+"""Reading an answer in passing."""
+
+import itertools
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conserve_server.gateway.stream import AnswerReader, EventStreamReader
+
+ROLE = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}\n\n'
+TEXT = b'data: {"choices":[{"index":0,"delta":{"content":"say \\"usage\\": 1"}}]}\n\n'
+USAGE = (
+    b'data: {"choices":[],"usage":{"prompt_tokens":40,"completion_tokens":3,'
+    b'"prompt_tokens_details":{"cached_tokens":32}},"metrics":{"queue_time_ms":2.5}}\n\n'
+)
+DONE = b"data: [DONE]\n\n"
+
+
+def test_the_usage_event_that_only_the_gateway_asked_for_is_hidden() -> None:
+    reader = EventStreamReader(hides_usage=True)
+    seen = b"".join(reader.feed(part) for part in (ROLE, TEXT, USAGE, DONE)) + reader.rest()
+    assert seen == ROLE + TEXT + DONE
+
+
+def test_usage_and_engine_timing_are_read_in_passing() -> None:
+    reader = EventStreamReader(hides_usage=True)
+    for part in (ROLE, TEXT, USAGE, DONE):
+        reader.feed(part)
+    assert reader.usage is not None
+    assert (reader.usage.prompt_tokens, reader.usage.completion_tokens, reader.usage.cached_tokens) == (
+        40,
+        3,
+        32,
+    )
+    assert reader.timing is not None
+    assert reader.timing.queue_time_ms == 2.5
+
+
+@given(st.lists(st.integers(0, len(ROLE + TEXT + USAGE + DONE)), max_size=8), st.booleans())
+def test_how_the_network_cuts_the_stream_changes_nothing(cuts: list[int], hides: bool) -> None:
+    whole = ROLE + TEXT + USAGE + DONE
+    edges = [0, *sorted(cuts), len(whole)]
+    reader = EventStreamReader(hides_usage=hides)
+    parts = [whole[a:b] for a, b in itertools.pairwise(edges)]
+    seen = b"".join(reader.feed(part) for part in parts) + reader.rest()
+    assert seen == (ROLE + TEXT + DONE if hides else whole)
+    assert reader.usage is not None
+    assert reader.usage.prompt_tokens == 40
+
+
+def test_a_client_that_asked_for_usage_gets_each_byte_when_it_comes() -> None:
+    reader = EventStreamReader(hides_usage=False)
+    assert reader.feed(USAGE[:10]) == USAGE[:10]
+    assert reader.feed(USAGE[10:]) == USAGE[10:]
+
+
+def test_the_last_token_with_usage_beside_it_is_not_hidden() -> None:
+    both = b'data: {"choices":[{"index":0,"delta":{"content":"x"}}],"usage":{"prompt_tokens":1}}\n\n'
+    assert EventStreamReader(hides_usage=True).feed(both) == both
+
+
+def test_what_is_not_json_goes_through() -> None:
+    odd = b'data: "usage": oops\n\n'
+    assert EventStreamReader(hides_usage=True).feed(odd) == odd
+
+
+def test_an_event_that_never_ends_is_not_lost() -> None:
+    reader = EventStreamReader(hides_usage=True)
+    assert reader.feed(b"data: {") == b""
+    assert reader.rest() == b"data: {"
+
+
+def test_a_whole_document_is_read() -> None:
+    reader = AnswerReader()
+    reader.read_document(msgspec.json.encode({"choices": [{}], "usage": {"prompt_tokens": 7}}))
+    assert reader.usage is not None
+    assert reader.usage.prompt_tokens == 7
