@@ -68,7 +68,7 @@ def _print_list(folder: pathlib.Path, *, last: int, as_json: bool) -> None:
     if as_json:
         _print_json([asdict(line) for line in lines[:last]])
         return
-    Console().print(conversations_view(lines[:last]))
+    Console().print(conversations_view(lines[:last], [line.id for line in lines]))
     if len(lines) > last:
         print(f"({last} of {len(lines)} conversations; --last N shows more)")
 

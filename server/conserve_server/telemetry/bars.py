@@ -45,11 +45,11 @@ def bar(marks: Sequence[Mark], window: Window) -> list[tuple[str, str]]:
 
 
 def axis(window: Window) -> str:
-    """Round times at their places: `0 s      2 s      4 s`, at most the window's width."""
+    """Round times at their places: `│0 s      │2 s      │4 s`, at most the window's width."""
     step_s = _round_step(window.cell_s * 10)
     line = ""
     for i in range(math.ceil(window.start_s / step_s - 1e-9), int(window.end_s / step_s) + 1):
-        at, label = window.cell_at(i * step_s), f"{i * step_s:.6g} s"
+        at, label = window.cell_at(i * step_s), f"│{i * step_s:.6g} s"
         if len(line) <= at and at + len(label) <= window.cells:
             line = line.ljust(at) + label
     return line

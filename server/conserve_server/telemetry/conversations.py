@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import itertools
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -54,6 +56,17 @@ def find_conversation(wanted: str, ids: Sequence[str]) -> str:
     if near:
         raise ConversationNotFound(f"no conversation {wanted!r}; near it: {_few(near)}")
     raise ConversationNotFound(f"no conversation {wanted!r}; `conserve trace` lists them")
+
+
+def short_ids(ids: Iterable[str], *, at_least: int = 24) -> dict[str, str]:
+    """Each id cut to `at_least` characters, or to as many as tell it from all the others."""
+    ordered = sorted(set(ids))
+    lengths = dict.fromkeys(ordered, at_least)
+    for one, next_one in itertools.pairwise(ordered):
+        needed = 1 + sum(1 for _ in itertools.takewhile(bool, map(operator.eq, one, next_one)))
+        lengths[one] = max(lengths[one], needed)
+        lengths[next_one] = max(lengths[next_one], needed)
+    return {each: each[:length] for each, length in lengths.items()}
 
 
 def _few(ids: Sequence[str]) -> str:

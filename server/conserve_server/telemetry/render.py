@@ -13,7 +13,7 @@ from rich.text import Text
 
 from conserve_sdk.protocol import Outcome
 from conserve_server.telemetry.bars import Mark, Window, axis, bar
-from conserve_server.telemetry.conversations import ConversationLine
+from conserve_server.telemetry.conversations import ConversationLine, short_ids
 from conserve_server.telemetry.timeline import Phase, Row, Timeline, ToolRow, TurnRow, rows_of
 
 _GLYPHS = {
@@ -47,29 +47,26 @@ def timeline_view(timeline: Timeline, width: int, *, last: int | None = None) ->
     """The timeline for a `rich` console of `width` columns: all rows, or those of the `last` N turns."""
     rows = rows_of(timeline, last=last)
     turns = [row for row in rows if isinstance(row, TurnRow)]
-    facts_cells = sum(
-        max(map(len, column)) + _GAP for column in zip(_HEADINGS, *map(_facts, turns), strict=True)
-    )
     label_cells = max((len(_label(row)) for row in rows), default=0)
     bar_cells = width - label_cells - _TIME_CELLS - 2 * _GAP
-    is_wide = bar_cells - facts_cells >= _SIDE_BY_SIDE_CELLS
+    is_wide = bar_cells - _facts_cells(turns) >= _SIDE_BY_SIDE_CELLS
     window = Window(
         start_s=min((row.start_s for row in rows), default=0.0),
         end_s=max((row.end_s for row in rows), default=0.0),
-        cells=max(10, bar_cells - facts_cells if is_wide else bar_cells),
+        cells=max(10, bar_cells - _facts_cells(turns) if is_wide else bar_cells),
     )
-    below: list[RenderableType] = [] if is_wide else [_facts_table(turns), Text()]
     chart = _chart(rows, window, with_facts=is_wide)
-    return Group(
-        _header(timeline), Text(), chart, Text(), *below, _legend(turns, has_tools=len(rows) > len(turns))
-    )
+    below: list[RenderableType] = [] if is_wide else [_facts_table(turns, width), Text()]
+    legend = _legend(turns, has_tools=len(rows) > len(turns))
+    return Group(_header(timeline), Text(), chart, Text(), *below, legend)
 
 
-def conversations_view(lines: Iterable[ConversationLine]) -> RenderableType:
-    """A table of conversations, one a line."""
+def conversations_view(lines: Sequence[ConversationLine], ids: Iterable[str]) -> RenderableType:
+    """A table of conversations, one a line, each by as much of its id as finds it among `ids`."""
+    short = short_ids(ids)
     table = _grid(
-        Column("conversation", overflow="fold"),
-        Column("agent", overflow="ellipsis", no_wrap=True),
+        Column("conversation", no_wrap=True),
+        Column("agent", overflow="fold"),
         Column("turns", justify="right"),
         Column("tools", justify="right"),
         Column("started", no_wrap=True),
@@ -77,7 +74,7 @@ def conversations_view(lines: Iterable[ConversationLine]) -> RenderableType:
     )
     for line in lines:
         table.add_row(
-            Text(_clean(line.id)),
+            Text(_clean(short[line.id])),
             Text(_clean(line.agent or "-") + (" (emulated)" if line.is_emulated else "")),
             str(line.turns),
             str(line.tools),
@@ -89,15 +86,19 @@ def conversations_view(lines: Iterable[ConversationLine]) -> RenderableType:
 
 def _header(timeline: Timeline) -> Text:
     started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(timeline.start_unix_s))
-    who = [f"agent {timeline.agent or '-'}", f"model {timeline.model or '-'}", f"started {started}"]
+    who = [
+        f"agent {timeline.agent or '-'}",
+        f"model {timeline.model or '-'}",
+        f"started {started}",
+        f"{_duration(timeline.duration_s)} in all",
+    ]
     decoders = " → ".join(timeline.decoders) or "-"
     what = [
-        f"{_many(len(timeline.turns), 'turn')}",
-        f"{_many(len(timeline.tools), 'tool call')}",
+        _many(len(timeline.turns), "turn"),
+        _many(len(timeline.tools), "tool call"),
         f"decoder {decoders}",
-        f"{_many(timeline.kv_transfers, 'KV transfer')}",
+        _many(timeline.kv_transfers, "KV transfer"),
         f"TTFET {_duration(timeline.ttfet_s)}",
-        f"{_duration(timeline.duration_s)} in all",
     ]
     lines = [
         Text.assemble(("conversation ", ""), (_clean(timeline.conversation_id), "bold")),
@@ -134,8 +135,15 @@ def _chart(rows: Sequence[Row], window: Window, *, with_facts: bool) -> Table:
     return table
 
 
-def _facts_table(turns: Sequence[TurnRow]) -> Table:
-    table = _grid(Column("turn"), *_fact_columns())
+def _facts_cells(turns: Sequence[TurnRow]) -> int:
+    """How wide the turns' figures are, with the gap before each column."""
+    columns = zip(_HEADINGS, *map(_facts, turns), strict=True)
+    return sum(_GAP + max(map(len, column)) for column in columns)
+
+
+def _facts_table(turns: Sequence[TurnRow], width: int) -> Table:
+    gap = _GAP if len("turn") + _facts_cells(turns) <= width else 1
+    table = _grid(Column("turn"), *_fact_columns(), gap=gap)
     for turn in turns:
         table.add_row(Text(_label(turn).removeprefix("turn ")), *_fact_cells(turn))
     return table
@@ -192,11 +200,11 @@ def _legend(turns: Sequence[TurnRow], *, has_tools: bool) -> Text:
     return Text("\n").join(lines)
 
 
-def _grid(*columns: Column) -> Table:
+def _grid(*columns: Column, gap: int = _GAP) -> Table:
     for column in columns:
         column.no_wrap = column.no_wrap or column.overflow == "ellipsis"
         column.header_style = "dim"
-    return Table(*columns, box=None, padding=(0, _GAP, 0, 0), pad_edge=False)
+    return Table(*columns, box=None, padding=(0, gap, 0, 0), pad_edge=False)
 
 
 def _fact_columns() -> list[Column]:
@@ -227,11 +235,11 @@ def _count(value: int | None) -> str:
 
 
 def _duration(seconds: float | None) -> str:
-    """Three figures and a unit: `41 ms`, `2.31 s`, `12 min`."""
+    """A time as a person reads it: `0.4 ms`, `41 ms`, `2.30 s`, `12.3 s`, `15 min`."""
     if seconds is None:
         return "-"
     if seconds < 0.9995:
-        return f"{seconds * 1e3:.3g} ms"
+        return f"{seconds * 1e3:.{1 if seconds < 0.00995 else 0}f} ms"
     if seconds < 600:
-        return f"{seconds:.3g} s"
+        return f"{seconds:.{2 if seconds < 9.995 else 1}f} s"
     return f"{seconds / 60:.0f} min"
