@@ -1,0 +1,160 @@
+"""The command line and environment of one local vLLM engine. Pure: data in, data out.
+
+CPUs and GPUs differ in a `Recipe` alone. The CPU recipe is what vLLM 0.32 needs to move KV
+between CPU engines: NIXL over UCX with host memory, blocks of 32 tokens (the CPU worker
+does not take 16 with NIXL), float32 (bfloat16 without the CPU's support for it is slower by
+orders of magnitude), no compilation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from conserve_server.core.config import Config, PoolConfig
+from conserve_server.core.errors import ConfigError
+from conserve_server.engines.engine import Role
+
+HOST = "127.0.0.1"
+_OURS = ("--host", "--port", "--model", "--served-model-name")
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """An engine's place in its pool and on the machine.
+
+    `cores` and `gpus` as vLLM and CUDA write them; exactly one of them is used, by device.
+    """
+
+    role: Role
+    index: int
+    port: int
+    transfer_port: int
+    cores: str
+    gpus: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.role}-{self.index}"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What an engine loads: a folder, or a model id that it fetches itself."""
+
+    source: str
+    is_folder: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCommand:
+    """What starts an engine: `env` is added to the launcher's own environment."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a kind of device asks for."""
+
+    kv_buffer_device: str
+    flags: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+def vllm_command(config: Config, slot: Slot, model: Model, *, python: str, device: str) -> EngineCommand:
+    """The command of the engine in `slot` on `device` ("cpu" or "cuda"). Later flags win over earlier ones.
+
+    Raises ConfigError where the configuration's flags set what the launcher sets itself.
+    """
+    recipe = _cpu(config, slot) if device == "cpu" else _cuda(slot)
+    pool = pool_of(config, slot.role)
+    _refuse_ours("launcher.flags", config.launcher.flags)
+    _refuse_ours(f"pools.{slot.role}.flags", pool.flags)
+    argv = (
+        *(python, "-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", model.source, "--served-model-name", config.model),
+        *("--host", HOST, "--port", str(slot.port)),
+        *("--enable-prompt-tokens-details", "--enable-per-request-metrics"),
+        *("--disable-access-log-for-endpoints", "/health,/metrics,/v1/models"),
+        *_max_model_len(config),
+        *_kv_transfer(config, slot.role, recipe),
+        *recipe.flags,
+        *config.launcher.flags,
+        *pool.flags,
+    )
+    return EngineCommand(argv, {**_common_env(slot, model), **recipe.env, **config.launcher.env})
+
+
+def emulated_command(config: Config, slot: Slot, *, python: str) -> EngineCommand:
+    """The command of an emulated engine in `slot`."""
+    argv = (
+        *(python, "-m", "conserve_server.engines.emulated"),
+        *("--host", HOST, "--port", str(slot.port)),
+        *("--role", str(slot.role), "--model", config.model, "--name", slot.name),
+        *config.launcher.flags,
+        *pool_of(config, slot.role).flags,
+    )
+    return EngineCommand(argv, config.launcher.env)
+
+
+def pool_of(config: Config, role: Role) -> PoolConfig:
+    """The pool that holds the engines of `role`."""
+    return config.pools.prefill if role is Role.PREFILL else config.pools.decode
+
+
+def _cpu(config: Config, slot: Slot) -> Recipe:
+    kv_cache_bytes = int((config.launcher.kv_cache_gib or 1.0) * 1024**3)
+    return Recipe(
+        kv_buffer_device="cpu",
+        flags=(
+            *("--dtype", "float32", "--block-size", "32", "--enforce-eager"),
+            *("--kv-cache-memory-bytes", str(kv_cache_bytes)),
+        ),
+        env={"VLLM_CPU_OMP_THREADS_BIND": slot.cores, "UCX_TLS": "tcp,shm,self"},
+    )
+
+
+def _cuda(slot: Slot) -> Recipe:
+    gpus = slot.gpus.count(",") + 1
+    return Recipe(
+        kv_buffer_device="cuda",
+        flags=("--tensor-parallel-size", str(gpus)) if gpus > 1 else (),
+        env={"CUDA_VISIBLE_DEVICES": slot.gpus},
+    )
+
+
+def _common_env(slot: Slot, model: Model) -> dict[str, str]:
+    offline = {"HF_HUB_OFFLINE": "1"} if model.is_folder else {}
+    return {
+        "VLLM_NIXL_SIDE_CHANNEL_HOST": HOST,
+        "VLLM_NIXL_SIDE_CHANNEL_PORT": str(slot.transfer_port),
+        "VLLM_NO_USAGE_STATS": "1",
+        **offline,
+    }
+
+
+def _max_model_len(config: Config) -> tuple[str, ...]:
+    length = config.launcher.max_model_len
+    return () if length is None else ("--max-model-len", str(length))
+
+
+def _kv_transfer(config: Config, role: Role, recipe: Recipe) -> tuple[str, ...]:
+    """No connector where no engine prefills for another."""
+    if config.pools.prefill.count == 0:
+        return ()
+    connector = {
+        "kv_connector": "NixlConnector",
+        "kv_role": "kv_producer" if role is Role.PREFILL else "kv_consumer",
+        "kv_buffer_device": recipe.kv_buffer_device,
+    }
+    return ("--kv-transfer-config", json.dumps(connector))
+
+
+def _refuse_ours(key: str, flags: Sequence[str]) -> None:
+    for flag in flags:
+        name = flag.partition("=")[0]
+        if name in _OURS:
+            raise ConfigError(f"{key} must not set {name}: conserve up sets it; remove it there")
