@@ -1,3 +1,53 @@
-.PHONY: check
-check:
-	@echo placeholder
+# Two commands do everything on a fresh machine: `make demo` runs the product, `make test` the tests.
+# Both make their own environments: .venv, and .venv-vllm where real vLLM is needed.
+
+PYTHON ?= python3
+ENGINE ?= vllm
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.8
+SOURCES := conserve_sdk server/conserve_server integrations/conserve_integrations
+TYPED := $(SOURCES) tests examples bench
+
+.PHONY: demo check test lint format types unit env vllm-env bench-sdk clean
+
+demo: env $(if $(filter vllm,$(ENGINE)),vllm-env)
+	$(BIN)/conserve demo --engine $(ENGINE) $(DEMO_FLAGS)
+
+test: check vllm-env
+	$(BIN)/python -m pytest -m "slow or real"
+
+check: lint types unit
+
+lint: env
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: env
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: env
+	$(BIN)/mypy $(TYPED)
+
+unit: env
+	$(BIN)/python -m pytest -q -m "not slow and not real"
+
+bench-sdk: env
+	$(BIN)/python bench/sdk_overhead.py
+
+env: $(VENV)/.ready
+
+# uv resolves and installs in seconds what takes pip half a minute.
+$(VENV)/.ready: pyproject.toml constraints/dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": set PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --constraint constraints/dev.txt --editable '.[dev]'
+	@touch $@
+
+vllm-env:
+	$(PYTHON) tools/install_vllm.py .venv-vllm
+
+clean:
+	rm -rf $(VENV) .venv-vllm build

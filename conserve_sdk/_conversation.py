@@ -112,13 +112,14 @@ class Conversation:
 
     # -- what an agent uses ------------------------------------------------------------
 
-    def tool(self, name: str, call_id: str | None = None) -> ToolCall:
+    def tool(self, name: str, call_id: str | None = None, *, traced: bool = True) -> ToolCall:
         """A tool call of this conversation, for `with` and `async with`.
 
-        `call_id` is the model's id of the call, made up where none is given.
+        `call_id` is the model's id of the call, made up where none is given. `traced=False`
+        makes no span: for frameworks whose own instrumentation has one already.
         """
         emit = None if self._is_inert else self._link.emit
-        return ToolCall(name, call_id, agent=self.agent, emit=emit)
+        return ToolCall(name, call_id, agent=self.agent, emit=emit, traced=traced)
 
     def report(self) -> ConversationReport:
         """What the gateway observed, during the block or after it.

@@ -29,20 +29,23 @@ class ToolCall:
     being an error (cancellation, a closed generator, an interrupt) counts as cancelled.
     """
 
-    def __init__(self, name: str, call_id: str | None, *, agent: str | None, emit: Emit | None) -> None:
+    def __init__(
+        self, name: str, call_id: str | None, *, agent: str | None, emit: Emit | None, traced: bool = True
+    ) -> None:
         self.name = name
         self.call_id = call_id or uuid.uuid4().hex
         self.duration_s: float | None = None
         self.outcome: Outcome | None = None
         self._agent = agent
         self._emit = emit
+        self._traced = traced
         self._span: _ToolSpan | None = None
         self._started_s = 0.0
 
     def __enter__(self) -> Self:
         self._started_s = time.monotonic()
         if self._emit is not None:
-            self._span = _start_span(self.name, self.call_id, self._agent)
+            self._span = _start_span(self.name, self.call_id, self._agent) if self._traced else None
             self._emit(ToolEvent("start", self.call_id, self.name), self._started_s)
         return self
 

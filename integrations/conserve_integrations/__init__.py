@@ -1,0 +1,1 @@
+"""Agent frameworks and ConServe: one framework a file."""

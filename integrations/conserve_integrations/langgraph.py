@@ -1,0 +1,59 @@
+"""LangGraph and LangChain: a graph's tool calls become tool boundaries of the conversation.
+
+with conserve_sdk.conversation() as conversation:
+    graph.invoke(state, config=run_config(conversation))
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.runnables import RunnableConfig
+
+from conserve_sdk import Conversation, ToolCall
+
+
+class ToolBoundaries(BaseCallbackHandler):
+    """Tells the gateway when the tools of a graph start and end.
+
+    Their spans are the LangChain instrumentation's. Parallel tools, and ends that come
+    late after a sibling failed, are each matched by LangChain's run id.
+    """
+
+    run_inline = True  # in the run's own task: a boundary keeps its place among the model calls
+
+    def __init__(self, conversation: Conversation) -> None:
+        self._conversation = conversation
+        self._open: dict[UUID, ToolCall] = {}
+
+    def on_tool_start(
+        self, serialized: dict[str, Any] | None, input_str: str, *, run_id: UUID, **kwargs: Any
+    ) -> None:
+        """Called by LangChain: the boundary where a tool begins."""
+        del input_str  # content is never sent
+        name = kwargs.get("name") or (serialized or {}).get("name") or "tool"
+        call_id = kwargs.get("tool_call_id") or str(run_id)
+        call = self._conversation.tool(str(name), str(call_id), traced=False)
+        self._open[run_id] = call.__enter__()
+
+    def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        """Called by LangChain: the tool returned."""
+        del output, kwargs
+        self._close(run_id, None)
+
+    def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        """Called by LangChain: the tool raised, or was cancelled."""
+        del kwargs
+        self._close(run_id, error)
+
+    def _close(self, run_id: UUID, error: BaseException | None) -> None:
+        call = self._open.pop(run_id, None)
+        if call is not None:
+            call.__exit__(type(error) if error else None, error, None)
+
+
+def run_config(conversation: Conversation) -> RunnableConfig:
+    """The configuration of a graph's run: the conversation as its thread, tool boundaries reported."""
+    return {**conversation.langgraph_config(), "callbacks": [ToolBoundaries(conversation)]}
