@@ -101,7 +101,7 @@ def fetch_report(gateway: Gateway, conversation_id: str) -> protocol.Conversatio
 
     call = report_call(gateway, conversation_id)
     try:
-        with httpx2.Client(timeout=control_timeout()) as client:
+        with control_client() as client:
             response = retrying()(send, client, call)
     except httpx2.HTTPError as error:
         raise _unreachable(call, error) from error
@@ -114,7 +114,7 @@ async def afetch_report(gateway: Gateway, conversation_id: str) -> protocol.Conv
 
     call = report_call(gateway, conversation_id)
     try:
-        async with httpx2.AsyncClient(timeout=control_timeout()) as client:
+        async with httpx2.AsyncClient(timeout=_timeout()) as client:
             response: httpx2.Response = await _async_retrying()(
                 client.request, call.method, call.url, headers=gateway.headers()
             )
@@ -123,7 +123,14 @@ async def afetch_report(gateway: Gateway, conversation_id: str) -> protocol.Conv
     return _read_report(call, response)
 
 
-def control_timeout() -> httpx2.Timeout:
+def control_client() -> httpx2.Client:
+    """A client of the SDK's own: the user's may be asynchronous, closed or busy."""
+    import httpx2
+
+    return httpx2.Client(timeout=_timeout())
+
+
+def _timeout() -> httpx2.Timeout:
     """Control calls answer from memory: a gateway that takes longer is not there."""
     import httpx2
 

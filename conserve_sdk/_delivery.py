@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 from conserve_sdk._control import (
     ControlCall,
     Gateway,
-    control_timeout,
+    control_client,
     events_call,
     release_call,
     retrying,
@@ -66,8 +66,15 @@ _Item = Boundary | Release | Future[None]
 class Delivery:
     """The outbox and its thread. Everything here returns at once, except `close`."""
 
-    def __init__(self, *, capacity: int = CAPACITY, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        capacity: int = CAPACITY,
+        open_client: Callable[[], httpx2.Client] = control_client,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._capacity = capacity
+        self._open_client = open_client
         self._clock = clock
         self.reset()
 
@@ -135,9 +142,7 @@ class Delivery:
     def _run(self) -> None:
         """Send until idle or closed. The client lives as long as the thread."""
         try:
-            import httpx2
-
-            with httpx2.Client(timeout=control_timeout()) as client:
+            with self._open_client() as client:
                 while batch := self._take():
                     self._deliver(client, batch)
         finally:
