@@ -15,6 +15,8 @@ PROGRAMS = ("examples", "bench", "tools")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 50
 NAMES = "server/conserve_server/telemetry/names.py"
+# Keys of an ASGI scope have dots too.
+SCOPE_KEYS = frozenset({"conserve.transport"})
 # A file name such as conserve.toml is no attribute.
 ATTRIBUTE = re.compile(r"(gen_ai|conserve)\.(?!toml$|jsonl?$)[a-z_][a-z0-9_.]*")
 
@@ -58,6 +60,7 @@ def attribute_names(source: str) -> list[str]:
         node.value
         for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and ATTRIBUTE.fullmatch(node.value)
+        if node.value not in SCOPE_KEYS
     ]
 
 

@@ -39,7 +39,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(MIDDLE, (CORE, PROTOCOL)),
     **dict.fromkeys(TOP, (*MIDDLE, CORE, PROTOCOL)),
     "conserve_server.gateway.app": ("conserve_server", PROTOCOL),
-    "conserve_server.cli": ("conserve_server", PROTOCOL),
+    # One distribution, one version: `conserve --version` prints the SDK's.
+    "conserve_server.cli": ("conserve_server", PROTOCOL, "conserve_sdk._version"),
 }
 SERVER_DEPENDENCIES = frozenset(
     {"aiohttp", "httptools", "msgspec", "prometheus_client", "psutil", "pydantic", "starlette", "uvicorn"}

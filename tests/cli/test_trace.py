@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import argparse
 import json
 import pathlib
 
 import pytest
 
-from conserve_server.cli import trace
+from conserve_server.cli.main import main
 from conserve_server.telemetry import names
 from conserve_server.telemetry.provider import tracing
 
@@ -14,9 +13,7 @@ T0_NS = 1_700_000_000_000_000_000
 
 
 def conserve(*arguments: str) -> int:
-    parser = argparse.ArgumentParser(prog="conserve")
-    trace.add_parser(parser.add_subparsers())
-    return trace.run(parser.parse_args(["trace", *arguments]))
+    return main(["trace", *arguments])
 
 
 @pytest.fixture

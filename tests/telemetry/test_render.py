@@ -9,11 +9,13 @@ from rich.console import Console
 from rich.text import Text
 
 from conserve_sdk.protocol import Outcome
+from conserve_server.telemetry import names
 from conserve_server.telemetry.conversations import ConversationLine
 from conserve_server.telemetry.render import conversations_view, render_timeline, timeline_view
 from conserve_server.telemetry.spans_file import read_spans
 from conserve_server.telemetry.timeline import Phase, Segment, Timeline, ToolRow, TurnRow, timeline
 
+ROOT = pathlib.Path(__file__).parents[2]
 AT_80_COLUMNS = """\
                 │0 s         │2 s          │4 s          │6 s               time
 turn 1          ···▒▒▒▒▒▒▒»»»◆██████                                      2.80 s
@@ -132,3 +134,13 @@ def test_an_emulated_engine_is_said_so_in_the_list() -> None:
     with console.capture() as text:
         console.print(conversations_view([line], ["conv-1"]))
     assert "researcher (emulated)" in text.get()
+
+
+def test_the_picture_in_the_documentation_is_what_is_drawn() -> None:
+    assert AT_80_COLUMNS in (ROOT / "docs" / "tracing.md").read_text()
+
+
+def test_every_name_that_the_server_knows_is_documented() -> None:
+    page = (ROOT / "docs" / "tracing.md").read_text()
+    known = [value for key, value in vars(names).items() if key.isupper()]
+    assert [name for name in known if name not in page] == []

@@ -47,6 +47,12 @@ def test_the_agents_model_call_is_not_a_second_turn(researcher: pathlib.Path) ->
     assert (shown.agent, shown.model) == ("researcher", "smollm2")
 
 
+def test_the_agent_that_the_sdk_stamped_goes_before_one_of_the_framework(recorder: Recorder) -> None:
+    recorder.model_call((0.0, 1.0), **{names.AGENT_NAME: "LangGraph"})
+    recorder.model_call((1.0, 2.0), **{names.AGENT_NAME: "LangGraph", names.AGENT: "researcher"})
+    assert read(recorder.close()).agent == "researcher"
+
+
 def test_tool_calls_have_rows_of_their_own(researcher: pathlib.Path) -> None:
     search, fetch = read(researcher).tools
     assert (search.name, round(search.start_s, 6), round(search.end_s, 6)) == ("search", 2.9, 4.9)

@@ -35,25 +35,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="the last N conversations of the list (default: 20), or of the timeline's turns",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the list or the timeline. Returns 0, or 1 where there is nothing to show."""
-    import sys
-
+    """Print the list or the timeline. Raises ConserveError where there is nothing to show."""
     from conserve_sdk.protocol import trace_dir
-    from conserve_server.core.errors import ConserveError
 
     folder = args.dir if args.dir is not None else trace_dir()
-    try:
-        if args.conversation is None:
-            _print_list(folder, last=args.last or 20, as_json=args.json)
-        else:
-            _print_timeline(folder, args.conversation, last=args.last, as_json=args.json)
-    except ConserveError as error:
-        print(f"conserve trace: {error}", file=sys.stderr)
-        return 1
+    if args.conversation is None:
+        _print_list(folder, last=args.last or 20, as_json=args.json)
+    else:
+        _print_timeline(folder, args.conversation, last=args.last, as_json=args.json)
     return 0
 
 

@@ -90,7 +90,7 @@ class _Counts:
         return bool(self.turns or self.model_calls or self.tool_calls)
 
     def add(self, span: Span) -> None:
-        self.agent = self.agent or span.text(names.AGENT_NAME)
+        self.agent = self.agent or span.text(names.AGENT) or span.text(names.AGENT_NAME)
         self.is_emulated = self.is_emulated or span.flag(names.EMULATED)
         if span.name == names.SPAN_TURN:
             self.turns += 1

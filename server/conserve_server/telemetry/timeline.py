@@ -131,7 +131,7 @@ def timeline(conversation_id: str, spans: Iterable[Span]) -> Timeline:
     return Timeline(
         conversation_id,
         start_unix_s=zero_ns / 1e9,
-        agent=_first_text(ordered, names.AGENT_NAME),
+        agent=_first_text(ordered, names.AGENT) or _first_text(ordered, names.AGENT_NAME),
         model=_first_text([*turns, *ordered], names.REQUEST_MODEL),
         parent_id=_first_text(ordered, names.PARENT_CONVERSATION_ID),
         is_synthetic=any(span.flag(names.SYNTHETIC) for span in ordered),
