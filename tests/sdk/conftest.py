@@ -137,7 +137,9 @@ class LoopbackGateway:
                 length = int(self.headers.get("content-length") or 0)
                 raw = self.rfile.read(length)
                 gateway.authorizations.add(self.headers.get("authorization"))
-                status, answer = gateway._answer(self.command, self.path, json.loads(raw) if raw else None)
+                is_json = "json" in (self.headers.get("content-type") or "")
+                body = json.loads(raw) if is_json and raw else None
+                status, answer = gateway._answer(self.command, self.path, body)
                 self.send_response(status)
                 self.send_header("content-type", "application/json")
                 self.send_header("content-length", str(len(answer)))
@@ -222,6 +224,7 @@ def _uninstrument() -> None:
     from opentelemetry.instrumentation.genai.langchain import LangChainInstrumentor
     from opentelemetry.instrumentation.genai.openai import OpenAIInstrumentor
 
-    for instrumentor in (LangChainInstrumentor(), OpenAIInstrumentor()):
+    for kind in (LangChainInstrumentor, OpenAIInstrumentor):
+        instrumentor: Any = kind()
         if instrumentor.is_instrumented_by_opentelemetry:
             instrumentor.uninstrument()

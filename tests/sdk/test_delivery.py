@@ -144,9 +144,7 @@ async def test_a_stuck_gateway_does_not_hold_up_the_event_loop(
     stuck.proceed.set()
 
 
-def test_nothing_is_taken_after_the_end(
-    make_delivery: Callable[..., Delivery], control: FakeControl
-) -> None:
+def test_nothing_is_taken_after_the_end(make_delivery: Callable[..., Delivery], control: FakeControl) -> None:
     delivery = make_delivery(open_client=control.client)
     delivery.put(boundary(0))
     delivery.close(5)
@@ -160,7 +158,8 @@ import os, sys
 import conserve_sdk as conserve
 import httpx2
 url = sys.argv[1]
-client = conserve.wrap(httpx2.Client(transport=httpx2.MockTransport(lambda r: httpx2.Response(200))), base_url=url)
+answer = httpx2.MockTransport(lambda request: httpx2.Response(200))
+client = conserve.wrap(httpx2.Client(transport=answer), base_url=url)
 def turn(name):
     with conserve.conversation(name):
         client.post(f"{url}/chat/completions")

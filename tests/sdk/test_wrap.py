@@ -190,8 +190,8 @@ def test_bound_pool_threads_keep_the_conversation_and_leave_nothing_behind(model
     client = conserve.wrap(model.client())
     with ThreadPoolExecutor(1) as pool:
         with conserve.conversation("c-1"):
-            pool.submit(conserve.bind_context(lambda: ask(client))).result(5)
-            list(pool.map(conserve.bind_context(lambda _: ask(client)), range(2)))
+            pool.submit(conserve.bind_context(ask), client).result(5)
+            list(pool.map(conserve.bind_context(ask), [client] * 2))
         pool.submit(ask, client).result(5)
     assert model.ids() == ["c-1", "c-1", "c-1", None]
 
