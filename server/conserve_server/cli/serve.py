@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -68,11 +70,17 @@ async def run_gateway(config: Config, engines: Sequence[EngineSpec]) -> int:
     try:
         server = gateway_server(config, engines, traces)
         _announce(config, engines, traces)
+        # uvicorn raises the signal that stopped it once more: spans must be written first.
+        signal.signal(signal.SIGTERM, _stopped_already)
         await server.serve()
         return 0 if server.started else 1
     finally:
         if not traces.shutdown():
             print("conserve serve: some spans could not be delivered in time and are lost", file=sys.stderr)
+
+
+def _stopped_already(_number: int, _frame: FrameType | None) -> None:
+    """A handler, and not SIG_IGN, which engines started from here would inherit."""
 
 
 def gateway_server(config: Config, engines: Sequence[EngineSpec], traces: Tracing) -> uvicorn.Server:
@@ -102,9 +110,8 @@ def _app(config: Config, engines: Sequence[EngineSpec], traces: Tracing) -> Star
 
 
 def _announce(config: Config, engines: Sequence[EngineSpec], traces: Tracing) -> None:
-    print(
-        f"conserve gateway on http://{config.gateway.host}:{config.gateway.port}/v1, policy {config.scheduler.policy}"
-    )
+    address = f"http://{config.gateway.host}:{config.gateway.port}/v1"
+    print(f"conserve gateway on {address}, policy {config.scheduler.policy}")
     for engine in engines:
         print(f"  {engine.role:7} {engine.name:12} {engine.url}")
     print(f"  traces: {traces.destination}", flush=True)

@@ -121,7 +121,7 @@ class VllmEngine:
             raise self._failed(
                 f"answered the prefill leg with something else: {error}", "engine_protocol"
             ) from error
-        if answer.kv_transfer_params is None or bytes(answer.kv_transfer_params) == b"null":
+        if bytes(answer.kv_transfer_params) == b"null":
             raise self._failed(
                 "answered the prefill leg without kv_transfer_params: start it with a KV connector "
                 "(--kv-transfer-config with NixlConnector and kv_role kv_producer)",

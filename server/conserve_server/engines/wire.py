@@ -33,7 +33,7 @@ _NOT_FOR_PREFILL: Final = frozenset({"stream_options", "min_tokens", "kv_transfe
 class PrefillUsage(msgspec.Struct):
     """The part of the prefill leg's answer that the gateway reads."""
 
-    kv_transfer_params: msgspec.Raw | None = None
+    kv_transfer_params: msgspec.Raw = msgspec.Raw(b"null")
     usage: Usage | None = None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
@@ -25,6 +26,8 @@ from conserve_server.scheduling.actions import StartDecode
 from conserve_server.telemetry import names
 from conserve_server.telemetry.metrics import GatewayMetrics
 from conserve_server.telemetry.spans import TurnTrace, trace_headers
+
+log = logging.getLogger(__name__)
 
 
 class Turns:
@@ -130,7 +133,8 @@ class Turns:
                 headers = _leg_headers(live, span)
                 answer = await engine.prefill(live.request.path, live.request.prefill_body(), headers)
                 span.set_attribute(names.INPUT_TOKENS, answer.prompt_tokens)
-        except EngineFailed:
+        except EngineFailed as error:
+            log.warning("the prefill leg of conversation %r failed: %s", live.turn.conversation_id, error)
             self._coordinator.prefill_failed(live.turn)
             return None
         live.prefill_s = self._clock.now_s() - started_s

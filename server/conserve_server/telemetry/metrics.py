@@ -29,7 +29,8 @@ class GatewayMetrics:
         self._transfers = Counter(
             "conserve_kv_transfers", "KV transfers, prefiller to decoder.", registry=registry
         )
-        self._rebinds = Gauge("conserve_rebinds", "Bindings that replaced a lost one.", registry=registry)
+        self._rebinds = Counter("conserve_rebinds", "Bindings that replaced a lost one.", registry=registry)
+        self._rebinds_seen = 0
         self._waiting = Gauge("conserve_waiting_turns", "Turns that wait for room.", registry=registry)
         self._conversations = Gauge(
             "conserve_conversations", "Live conversations.", ("state",), registry=registry
@@ -79,7 +80,8 @@ class GatewayMetrics:
 
     def set_queues(self, *, waiting: int, rebinds: int, by_state: dict[str, int]) -> None:
         self._waiting.set(waiting)
-        self._rebinds.set(rebinds)
+        self._rebinds.inc(rebinds - self._rebinds_seen)
+        self._rebinds_seen = rebinds
         self._conversations.clear()
         for state, number in by_state.items():
             self._conversations.labels(state).set(number)
