@@ -91,6 +91,12 @@ def test_a_failed_turn_says_why() -> None:
     assert "failed (engine_timeout)" in render_timeline(replace(PLAIN, turns=(turn,)), 100)
 
 
+def test_a_leg_that_failed_is_said_though_the_turn_was_saved() -> None:
+    leg = Segment(Phase.PREFILL, 0.0, 0.5, engine="prefill-0", error="engine_lost")
+    text = render_timeline(replace(PLAIN, turns=(replace(PLAIN.turns[0], segments=(leg,)),)), 80)
+    assert "turn 1: prefill failed on prefill-0 (engine_lost)" in text
+
+
 def test_a_transfer_whose_end_is_only_bounded_is_said_so() -> None:
     turn = replace(PLAIN.turns[0], segments=(Segment(Phase.TRANSFER, 0.0, 0.5, is_bound=True),))
     assert "up to the first token" in render_timeline(replace(PLAIN, turns=(turn,)), 100)

@@ -8,7 +8,7 @@ from opentelemetry.util.types import AttributeValue
 
 from conserve_sdk.protocol import Outcome, Path
 from conserve_server.telemetry import names
-from conserve_server.telemetry.spans_file import read_spans
+from conserve_server.telemetry.spans_file import Span, read_spans
 from conserve_server.telemetry.timeline import Phase, Segment, Timeline, ToolRow, TurnRow, rows_of, timeline
 
 if TYPE_CHECKING:
@@ -142,3 +142,12 @@ def test_the_last_turns_bring_the_tools_between_them() -> None:
     whole = Timeline("conv-1", 0.0, turns=turns, tools=tools)
     assert [row.start_s for row in rows_of(whole)] == [0, 1.0, 2, 3.0, 4]
     assert [row.start_s for row in rows_of(whole, last=2)] == [2, 3.0, 4]
+
+
+def test_a_leg_that_failed_names_its_engine_though_the_turn_was_saved() -> None:
+    turn = Span("aa", None, names.SPAN_TURN, 0, 9, {names.TURN_OUTCOME: "completed"})
+    failed = {names.PREFILLER: "prefill-0", names.ERROR_TYPE: "engine_lost"}
+    leg = Span("bb", "aa", names.SPAN_PREFILL, 1, 2, failed, is_error=True)
+    (row,) = timeline("conv-1", [turn, leg]).turns
+    (segment,) = row.segments
+    assert (row.outcome, segment.engine, segment.error) == (Outcome.COMPLETED, "prefill-0", "engine_lost")

@@ -193,11 +193,21 @@ def _legend(turns: Sequence[TurnRow], *, has_tools: bool) -> Text:
         entries.append((*_CALL, "model call"))
     parts = [Text.assemble((glyph, style), f" {name}") for glyph, style, name in entries]
     lines = [Text("   ").join(parts)]
+    lines += [Text(note, style="red") for turn in turns for note in _failures(turn)]
     if any(segment.is_bound for turn in turns for segment in turn.segments):
         lines.append(
             Text("KV transfers are drawn up to the first token: the engine does not report their end.")
         )
     return Text("\n").join(lines)
+
+
+def _failures(turn: TurnRow) -> list[str]:
+    """What went wrong within a turn, also where the turn was saved on another engine."""
+    return [
+        _clean(f"{_label(turn)}: {s.phase} failed on {s.engine or 'an engine'} ({s.error})")
+        for s in turn.segments
+        if s.error is not None
+    ]
 
 
 def _grid(*columns: Column, gap: int = _GAP) -> Table:

@@ -8,7 +8,7 @@ model call whose child is a gateway's turn is that turn; one without is a turn o
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from operator import attrgetter
 
@@ -41,13 +41,16 @@ _PHASES = {
 class Segment:
     """One phase of a turn, in seconds since the timeline's start. Segments of a turn don't overlap.
 
-    `is_bound`: the phase ended at `end_s` or before, the engine does not say when.
+    `is_bound`: the phase ended at `end_s` or before, the engine does not say when. `error` is
+    what went wrong on `engine`; the turn itself may have been saved elsewhere.
     """
 
     phase: Phase
     start_s: float
     end_s: float
     is_bound: bool = False
+    engine: str | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,11 +215,7 @@ def _turn(span: Span, children: Sequence[Span], zero_ns: int) -> TurnRow:
 
 
 def _segments(children: Sequence[Span], zero_ns: int) -> tuple[Segment, ...]:
-    phases = [
-        Segment(_PHASES[child.name], *_interval(child, zero_ns), is_bound=_is_bound(child))
-        for child in children
-        if child.name in _PHASES
-    ]
+    phases = [_segment(child, zero_ns) for child in children if child.name in _PHASES]
     transfers = [segment for segment in phases if segment.phase is Phase.TRANSFER]
     cut = [_after(segment, transfers) if segment.phase is Phase.DECODE else segment for segment in phases]
     return tuple(sorted(cut, key=lambda segment: (segment.start_s, segment.end_s)))
@@ -225,11 +224,19 @@ def _segments(children: Sequence[Span], zero_ns: int) -> tuple[Segment, ...]:
 def _after(decode: Segment, transfers: Sequence[Segment]) -> Segment:
     """The decode leg from where its KV had arrived: the transfer runs at the leg's beginning."""
     start_s = max((t.end_s for t in transfers if t.start_s < decode.end_s), default=decode.start_s)
-    return Segment(decode.phase, min(max(start_s, decode.start_s), decode.end_s), decode.end_s)
+    return replace(decode, start_s=min(max(start_s, decode.start_s), decode.end_s))
 
 
-def _is_bound(child: Span) -> bool:
-    return child.text(names.TRANSFER_OBSERVED_BY) == "first_token"
+def _segment(child: Span, zero_ns: int) -> Segment:
+    start_s, end_s = _interval(child, zero_ns)
+    return Segment(
+        _PHASES[child.name],
+        start_s,
+        end_s,
+        is_bound=child.text(names.TRANSFER_OBSERVED_BY) == "first_token",
+        engine=child.text(names.PREFILLER) or child.text(names.DECODER),
+        error=(child.text(names.ERROR_TYPE) or "error") if child.is_error else None,
+    )
 
 
 def _tool(span: Span, zero_ns: int) -> ToolRow:
