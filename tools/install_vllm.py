@@ -53,8 +53,7 @@ class Environment:
     def stamp(self) -> str:
         """Changes with whatever would make another environment."""
         pins = PINS.read_text() if self.device == "cpu" else "\n".join((*GPU_REQUIREMENTS, GPU_MODEL))
-        parts = (self.device, sys.version.split()[0], sys.executable, pins)
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        return hashlib.sha256(f"{self.device}\0{pins}".encode()).hexdigest()
 
     @property
     def is_ready(self) -> bool:

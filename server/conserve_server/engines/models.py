@@ -29,6 +29,12 @@ PREPARE_TIMEOUT_S = 900.0
 TICK_S = 5.0
 _HERE = Path(__file__).parent
 _SCRIPT, _TEMPLATE = _HERE / "convert_model.py", _HERE / "chatml_tools.jinja"
+_TOOL_FLAGS = (
+    *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
+    # A forced call is held to its tool's schema only where the tool says `strict`, or with this.
+    *("--tool-strict-level", "parameter"),
+)
+"""What reads the tool calls that our chat template asks for."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -44,7 +50,7 @@ async def prepare_model(
         folder = model_folder(name)
         if not is_prepared(name):
             await _prepare(name, folder, python, report, timeout_s)
-        return Model(str(folder), is_folder=True)
+        return Model(str(folder), is_folder=True, flags=_TOOL_FLAGS)
     return find_model(name)
 
 

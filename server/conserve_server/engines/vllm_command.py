@@ -41,10 +41,11 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What an engine loads: a folder, or a model id that it fetches itself."""
+    """What an engine loads: a folder, or a model id that it fetches itself; `flags` are what it needs."""
 
     source: str
     is_folder: bool
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,7 @@ def vllm_command(config: Config, slot: Slot, model: Model, *, python: str, devic
         *_max_model_len(config),
         *_kv_transfer(config, slot.role, recipe),
         *recipe.flags,
+        *model.flags,
         *config.launcher.flags,
         *pool.flags,
     )
@@ -94,6 +96,7 @@ def emulated_command(config: Config, slot: Slot, *, python: str) -> EngineComman
         *(python, "-m", "conserve_server.engines.emulated"),
         *("--host", HOST, "--port", str(slot.port)),
         *("--role", str(slot.role), "--model", config.model, "--name", slot.name),
+        *_max_model_len(config),
         *config.launcher.flags,
         *pool_of(config, slot.role).flags,
     )
