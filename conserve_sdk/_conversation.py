@@ -188,7 +188,7 @@ class Conversation:
             is_over = not self._entries and not self._keep_open
         around = innermost_entry()
         _innermost.set(around)
-        if is_over and not _is_inside(around, self.id):
+        if is_over and not is_inside(around, self.id):
             self._link.release()
         return self._link.flushed() if self._link.is_connected else None
 
@@ -202,7 +202,7 @@ class Conversation:
         return self._entries[-1]
 
 
-def _is_inside(entry: Entry | None, conversation_id: str) -> bool:
+def is_inside(entry: Entry | None, conversation_id: str) -> bool:
     """Whether an open block of that conversation lies around: it goes on after an inner one ends."""
     while entry is not None:
         if entry.is_open and entry.conversation.id == conversation_id:

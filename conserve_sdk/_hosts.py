@@ -55,7 +55,8 @@ class Origin:
 
     def is_public(self) -> bool:
         """Whether this is a model vendor's own server, which never gets an identifier by default."""
-        return any(self.host == suffix or self.host.endswith(f".{suffix}") for suffix in _PUBLIC_SUFFIXES)
+        host = self.host.rstrip(".")
+        return any(host == suffix or host.endswith(f".{suffix}") for suffix in _PUBLIC_SUFFIXES)
 
     def covers(self, other: Origin) -> bool:
         """Whether `other`, a full origin, is what this entry stands for."""

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from conserve_sdk import protocol
 from conserve_sdk._control import Gateway
-from conserve_sdk._conversation import innermost_entry
+from conserve_sdk._conversation import innermost_entry, is_inside
 
 _LANGCHAIN_CONFIG: Final = "langchain_core.runnables.config"
 
@@ -20,19 +20,15 @@ class Identity:
     """What identifies a conversation on the wire and on spans.
 
     `note_gateway` takes where a request went; None where no conversation object is there to
-    be told. `thread_id` is LangGraph's, where a graph is running.
+    be told. `other_thread_id` is the running graph's thread, where that is named otherwise
+    than every conversation around.
     """
 
     conversation_id: str
     parent_id: str | None = None
     agent: str | None = None
-    thread_id: str | None = None
+    other_thread_id: str | None = None
     note_gateway: Callable[[Gateway], None] | None = None
-
-    @property
-    def is_ambiguous(self) -> bool:
-        """Whether the graph's thread is named otherwise than the conversation around it."""
-        return self.thread_id is not None and self.thread_id != self.conversation_id
 
     def headers(self) -> dict[str, str]:
         """The request headers; an agent name that no header can carry is left out."""
@@ -48,10 +44,17 @@ def resolve_identity() -> Identity | None:
     """The conversation that what happens here belongs to; None outside of any."""
     thread_id = _langgraph_thread_id()
     entry = innermost_entry()
-    if entry is not None:
-        of = entry.conversation
-        return Identity(of.id, of.parent_id, of.agent, thread_id, entry.note_gateway)
-    return Identity(thread_id, thread_id=thread_id) if thread_id is not None else None
+    if entry is None:
+        return Identity(thread_id) if thread_id is not None else None
+    conversation = entry.conversation
+    is_other = thread_id is not None and not is_inside(entry, thread_id)
+    return Identity(
+        conversation.id,
+        conversation.parent_id,
+        conversation.agent,
+        thread_id if is_other else None,
+        entry.note_gateway,
+    )
 
 
 def _langgraph_thread_id() -> str | None:

@@ -28,6 +28,7 @@ class Link:
         self._delivery = delivery
         self._lock = threading.RLock()
         self._gateways: dict[str, Gateway] = {}
+        self._unreleased: set[str] = set()
         self._held: deque[tuple[ToolEvent, float]] = deque(maxlen=HELD_EVENTS)
 
     @property
@@ -40,6 +41,7 @@ class Link:
         with self._lock:
             self._gateways.pop(gateway.root, None)
             self._gateways[gateway.root] = gateway
+            self._unreleased.add(gateway.root)
             while self._held:
                 event, at_s = self._held.popleft()
                 self._delivery.put(Boundary(gateway, self._conversation_id, event, at_s))
@@ -53,10 +55,11 @@ class Link:
                 self._delivery.put(Boundary(gateway, self._conversation_id, event, at_s))
 
     def release(self) -> None:
-        """Tell every gateway that the conversation has ended."""
+        """Tell every gateway that saw the conversation since its last release that it has ended."""
         with self._lock:
-            for gateway in self._gateways.values():
-                self._delivery.put(Release(gateway, self._conversation_id))
+            for root in sorted(self._unreleased):
+                self._delivery.put(Release(self._gateways[root], self._conversation_id))
+            self._unreleased.clear()
 
     def flushed(self) -> Future[None]:
         """Done once everything so far was sent or given up."""

@@ -63,12 +63,12 @@ class RequestTagger:
 
     def _note(self, request: httpx2.Request, identity: Identity) -> None:
         """Tell the conversation where it was seen, unless the user's own header names another."""
-        if identity.is_ambiguous and not self._has_warned:
+        if identity.other_thread_id is not None and not self._has_warned:
             self._has_warned = True
             _log.warning(
                 "the LangGraph thread %s runs inside conversation %s: requests carry the latter; "
                 "pass conversation.langgraph_config() to the graph, so that both agree",
-                identity.thread_id,
+                identity.other_thread_id,
                 identity.conversation_id,
             )
         is_ours = request.headers[CONVERSATION_ID] == identity.conversation_id

@@ -137,6 +137,15 @@ def test_keep_open_leaves_it_for_a_later_process(model: FakeModel, control: Fake
     assert model.ids() == ["c-1", "c-1"]
 
 
+def test_a_block_without_requests_releases_nothing_again(model: FakeModel, control: FakeControl) -> None:
+    conversation = conserve.conversation("c-1")
+    ask_in(model, conversation)
+    with conversation:
+        pass
+    ask_in(model, conversation)
+    assert [call[0] for call in control.calls] == ["DELETE", "DELETE"]
+
+
 def test_an_inner_block_of_the_same_conversation_does_not_release_it(
     model: FakeModel, control: FakeControl
 ) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import pytest
 from langchain_core.messages import AnyMessage
+from langchain_core.runnables import RunnableLambda
+from langchain_core.tools import BaseTool
 from langchain_core.tools import tool as langchain_tool
 from langchain_openai import ChatOpenAI
 from langgraph.graph import END, START, StateGraph
@@ -166,7 +168,9 @@ def add(a: int, b: int) -> int:
     return a + b
 
 
-def agent(model: FakeModel, *, streaming: bool = False) -> CompiledStateGraph[Any, Any, Any, Any]:
+def agent(
+    model: FakeModel, *, streaming: bool = False, tool: BaseTool = add
+) -> CompiledStateGraph[Any, Any, Any, Any]:
     llm = ChatOpenAI(
         model="m",
         base_url="http://127.0.0.1:9/v1",
@@ -175,7 +179,7 @@ def agent(model: FakeModel, *, streaming: bool = False) -> CompiledStateGraph[An
         http_client=model.http(),
         http_async_client=model.async_http(),
     )
-    bound = conserve.wrap(llm).bind_tools([add])
+    bound = conserve.wrap(llm).bind_tools([tool])
 
     def think(state: State) -> dict[str, Any]:
         return {"messages": [bound.invoke(state["messages"])]}
@@ -183,11 +187,9 @@ def agent(model: FakeModel, *, streaming: bool = False) -> CompiledStateGraph[An
     async def think_async(state: State) -> dict[str, Any]:
         return {"messages": [await bound.ainvoke(state["messages"])]}
 
-    from langchain_core.runnables import RunnableLambda
-
     graph = StateGraph(State)
     graph.add_node("model", RunnableLambda(think, afunc=think_async))
-    graph.add_node("tools", ToolNode([add]))
+    graph.add_node("tools", ToolNode([tool]))
     graph.add_edge(START, "model")
     graph.add_conditional_edges("model", tools_condition, {"tools": "tools", END: END})
     graph.add_edge("tools", "model")
@@ -231,6 +233,32 @@ def test_a_thread_id_alone_is_the_conversation(spans: Spans, model: FakeModel) -
     conserve.instrument()
     agent(model).invoke(QUESTION, {"configurable": {"thread_id": "c-1"}})
     assert_one_clean_tree(spans, model)
+
+
+def test_a_model_call_in_a_graphs_tool_carries_the_conversation_or_its_child(
+    spans: Spans, model: FakeModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    conserve.instrument()
+    client = conserve.wrap(model.client())
+
+    @langchain_tool("add")
+    def ask(a: int, b: int) -> int:
+        """Ask another model."""
+        client.chat.completions.create(model="m", messages=[])
+        with conserve.conversation("child"):
+            client.chat.completions.create(model="m", messages=[])
+        return a + b
+
+    with conserve.conversation("c-1") as conversation:
+        agent(model, tool=ask).invoke(QUESTION, conversation.langgraph_config())
+    assert model.ids() == ["c-1", "c-1", "child", "c-1"]
+    assert model.requests[2].headers[protocol.PARENT_ID] == "c-1"
+    (tool,) = spans.named("execute_tool")
+    below = [
+        span for span in spans.named("chat") if span.parent and span.parent.span_id == int(span_id(tool), 16)
+    ]
+    assert [stamped(span)[1] for span in below] == ["c-1", "child"]
+    assert caplog.records == []  # the child is no mismatch with the graph's thread
 
 
 def test_a_thread_named_otherwise_is_warned_of_once(

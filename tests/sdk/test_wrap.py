@@ -114,6 +114,15 @@ def test_a_listed_vendor_gets_the_identifier(model: FakeModel, monkeypatch: pyte
     assert model.ids() == ["c-1"]
 
 
+@pytest.mark.parametrize("url", ["https://API.OpenAI.com/v1", "https://api.openai.com./v1"])
+def test_a_vendor_is_known_however_it_is_spelt(model: FakeModel, url: str) -> None:
+    with pytest.warns(UserWarning, match="model vendor"):
+        client = conserve.wrap(model.client(url))
+    with conserve.conversation("c-1"):
+        ask(client)
+    assert model.ids() == [None]
+
+
 @pytest.mark.parametrize(
     ("entry", "is_allowed"),
     [
