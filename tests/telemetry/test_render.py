@@ -46,7 +46,7 @@ def test_a_conversation_fits_80_columns(shown: Timeline) -> None:
 
 
 def test_figures_stand_beside_the_bars_where_there_is_room(shown: Timeline) -> None:
-    (row,) = (line for line in render_timeline(shown, 160).splitlines() if line.startswith("turn 2"))
+    (row,) = (line for line in render_timeline(shown, 180).splitlines() if line.startswith("turn 2"))
     assert row.endswith(
         "1.70 s  pinned          decode-1                1300    1088      40  250 ms  completed"
     )

@@ -75,13 +75,14 @@ def _few(ids: Sequence[str]) -> str:
 
 @dataclass(slots=True)
 class _Counts:
-    start_ns: int = 0
-    end_ns: int = 0
+    """What the spans of one conversation come to, told one by one, in any order."""
+
     agent: str | None = None
     is_emulated: bool = False
     turns: int = 0
+    times_ns: list[int] = field(default_factory=list)
     turn_parents: set[str] = field(default_factory=set)
-    model_calls: set[str] = field(default_factory=set)
+    model_calls: dict[str, tuple[int, int]] = field(default_factory=dict)
     tool_calls: set[str] = field(default_factory=set)
 
     @property
@@ -92,25 +93,30 @@ class _Counts:
     def add(self, span: Span) -> None:
         self.agent = self.agent or span.text(names.AGENT) or span.text(names.AGENT_NAME)
         self.is_emulated = self.is_emulated or span.flag(names.EMULATED)
-        if span.name == names.SPAN_TURN:
+        if is_model_call(span):
+            self.model_calls[span.span_id] = (span.start_ns, span.end_ns)
+        elif span.name == names.SPAN_TURN:
             self.turns += 1
             self.turn_parents.add(span.parent_id or "")
-        elif is_model_call(span):
-            self.model_calls.add(span.span_id)
+            self._stretch(span)
         elif is_tool_call(span):
             self.tool_calls.add(span.text(names.TOOL_CALL_ID) or span.span_id)
-        else:
-            return
-        self.start_ns = min(self.start_ns or span.start_ns, span.start_ns)
-        self.end_ns = max(self.end_ns, span.end_ns)
+            self._stretch(span)
 
     def line(self, conversation_id: str) -> ConversationLine:
+        unserved = [times for call, times in self.model_calls.items() if call not in self.turn_parents]
+        times_ns = [*self.times_ns, *itertools.chain.from_iterable(unserved)]
         return ConversationLine(
             conversation_id,
-            start_unix_s=self.start_ns / 1e9,
-            duration_s=(self.end_ns - self.start_ns) / 1e9,
-            turns=self.turns + len(self.model_calls - self.turn_parents),
+            start_unix_s=min(times_ns) / 1e9,
+            duration_s=(max(times_ns) - min(times_ns)) / 1e9,
+            turns=self.turns + len(unserved),
             tools=len(self.tool_calls),
             agent=self.agent,
             is_emulated=self.is_emulated,
         )
+
+    def _stretch(self, span: Span) -> None:
+        """Keep the earliest and the latest time so far."""
+        times_ns = [*self.times_ns, span.start_ns, span.end_ns]
+        self.times_ns = [min(times_ns), max(times_ns)]

@@ -31,7 +31,7 @@ _RIGHT = frozenset({"prompt", "cached", "output", "TTFT"})
 _LABEL_CELLS = 20
 _TIME_CELLS = 7
 _GAP = 2
-_SIDE_BY_SIDE_CELLS = 40
+_SIDE_BY_SIDE_CELLS = 56
 """The chart stands beside the figures where at least this much is left for its bars."""
 
 
