@@ -124,7 +124,7 @@ class LiveTurn:
         return headers
 
 
-def span_attributes(report: TurnReport) -> dict[str, AttributeValue]:
+def span_attributes(report: TurnReport, *, is_emulated: bool) -> dict[str, AttributeValue]:
     """The ended turn as attributes of its span; what was not observed is absent."""
     found: dict[str, AttributeValue | None] = {
         names.TURN_OUTCOME: report.outcome,
@@ -136,5 +136,6 @@ def span_attributes(report: TurnReport) -> dict[str, AttributeValue]:
         names.INPUT_TOKENS: report.prompt_tokens,
         names.OUTPUT_TOKENS: report.completion_tokens,
         names.CACHE_READ_TOKENS: report.cached_tokens,
+        names.EMULATED: is_emulated or None,
     }
     return {name: value for name, value in found.items() if value is not None}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from starlette.requests import Request
@@ -20,7 +20,7 @@ MAX_EVENTS_BYTES = 1024 * 1024
 
 
 class _Event(msgspec.Struct):
-    kind: str
+    kind: Literal["start", "end"]
     call_id: str
     name: str
     elapsed_s: float = 0.0
@@ -157,7 +157,7 @@ def _read_events(body: bytes) -> list[ToolEvent]:
         found = msgspec.json.decode(body, type=_Events).events
         return [
             ToolEvent(
-                kind="end" if e.kind == "end" else "start",
+                kind=e.kind,
                 call_id=e.call_id,
                 name=e.name,
                 elapsed_s=e.elapsed_s,

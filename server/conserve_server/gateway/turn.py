@@ -86,7 +86,7 @@ class Turns:
         report = live.report(outcome, now_s, message)
         live.record.end_turn(report, live.first_token_s, live.gap_s, now_s)
         self._add_transfer(live, trace)
-        trace.end(span_attributes(report), error)
+        trace.end(span_attributes(report, is_emulated=live.is_emulated), error)
         self._metrics.turn_ended(report)
         self._coordinator.ended(live.turn, live.kv_tokens)
         if is_final:

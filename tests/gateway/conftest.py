@@ -1,0 +1,156 @@
+"""A real gateway on a loopback port over emulated engines, all in the test's own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+import httpx2
+import pytest
+import uvicorn
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from starlette.applications import Starlette
+from uvicorn.lifespan.on import LifespanOn
+
+from conserve_server.core.clock import SystemClock
+from conserve_server.core.config import GatewayConfig, PoolConfig, parse_config
+from conserve_server.engines.emulated import EmulatedConfig, EmulatedEngineServer
+from conserve_server.engines.engine import Role, listed_engines
+from conserve_server.gateway.app import create_app
+from conserve_server.scheduling.conserve import ConServe
+
+MODEL = "tiny"
+WAIT_S = 10.0
+
+
+def engine_config(role: Role, name: str, **changes: object) -> EmulatedConfig:
+    return EmulatedConfig(model=MODEL, name=name, role=role, **changes)  # type: ignore[arg-type]
+
+
+@dataclass
+class Served:
+    """A running gateway, its engines, a client of it, and the spans that it has ended."""
+
+    url: str
+    client: httpx2.AsyncClient
+    engines: dict[str, EmulatedEngineServer]
+    exporter: InMemorySpanExporter
+    stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    @property
+    def spans(self) -> list[ReadableSpan]:
+        return list(self.exporter.get_finished_spans())
+
+    async def ask(self, conversation: str | None, text: str, **fields: object) -> httpx2.Response:
+        """One chat turn with one user message."""
+        return await self.chat(conversation, [{"role": "user", "content": text}], **fields)
+
+    async def chat(
+        self, conversation: str | None, messages: list[dict[str, str]], **fields: object
+    ) -> httpx2.Response:
+        headers = {} if conversation is None else {"x-conserve-conversation-id": conversation}
+        body = {"model": MODEL, "messages": messages, "max_tokens": 8, **fields}
+        return await self.client.post("/v1/chat/completions", json=body, headers=headers)
+
+    async def report(self, conversation: str) -> dict[str, object]:
+        response = await self.client.get(f"/v1/conversations/{conversation}")
+        document: dict[str, object] = response.json()
+        return document
+
+    async def metric(self, line: str) -> float:
+        """The value of one line of the gateway's Prometheus page; 0 if it is not there."""
+        page = (await self.client.get("/metrics")).text
+        found = [row for row in page.splitlines() if row.startswith(line + " ")]
+        return float(found[0].rsplit(" ", 1)[1]) if found else 0.0
+
+    async def engine_metric(self, engine: str, line: str) -> float:
+        page = (await self.client.get(self.engines[engine].url + "/metrics")).text
+        return sum(
+            float(r.rsplit(" ", 1)[1]) for r in page.splitlines() if r.startswith((line + " ", line + "{"))
+        )
+
+    async def eventually(self, holds: Callable[[], Awaitable[bool]]) -> None:
+        """Wait until the awaited condition holds; the test fails if it does not in time."""
+        async with asyncio.timeout(WAIT_S):
+            while not await holds():  # noqa: ASYNC110 - seen over HTTP, where nothing signals
+                await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def serve_app(app: Starlette) -> AsyncIterator[str]:
+    """The application on a free loopback port."""
+    bound = socket.socket()
+    bound.bind(("127.0.0.1", 0))
+    config = uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=2)
+    config.load()
+    server = uvicorn.Server(config)
+    server.lifespan = LifespanOn(config)
+    await server.startup(sockets=[bound])
+    try:
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+    finally:
+        await server.shutdown(sockets=[bound])
+
+
+Serve = Callable[..., AbstractAsyncContextManager[Served]]
+
+
+@asynccontextmanager
+async def served(
+    *,
+    prefill: list[EmulatedConfig] | None = None,
+    decode: list[EmulatedConfig] | None = None,
+    **gateway: object,
+) -> AsyncIterator[Served]:
+    """A gateway over these engines (1 prefill and 2 decode unless given), ready to serve."""
+    prefill = [engine_config(Role.PREFILL, "prefill-0")] if prefill is None else prefill
+    if decode is None:
+        decode = [engine_config(Role.DECODE, name) for name in ("decode-0", "decode-1")]
+    async with AsyncExitStack() as stack:
+        engines = {
+            c.name: await stack.enter_async_context(EmulatedEngineServer(c)) for c in (*prefill, *decode)
+        }
+        provider, exporter = TracerProvider(), InMemorySpanExporter()
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+        pools = {
+            "prefill": PoolConfig(engines=tuple(engines[c.name].url for c in prefill)),
+            "decode": PoolConfig(engines=tuple(engines[c.name].url for c in decode)),
+        }
+        limits = GatewayConfig(**{"probe_interval_s": 0.05, **gateway})  # type: ignore[arg-type]
+        config = parse_config({"pools": {n: p.model_dump() for n, p in pools.items()}})
+        config = config.model_copy(update={"gateway": limits})
+        app = create_app(
+            config,
+            engines=listed_engines(config),
+            policy=ConServe(),
+            clock=SystemClock(),
+            tracer=provider.get_tracer("test"),
+        )
+        url = await stack.enter_async_context(serve_app(app))
+        client = await stack.enter_async_context(httpx2.AsyncClient(base_url=url, timeout=WAIT_S))
+        found = Served(url, client, engines, exporter, stack)
+        await found.eventually(lambda: _all_up(found))
+        yield found
+
+
+async def _all_up(served: Served) -> bool:
+    engines = (await served.client.get("/health")).json()["engines"]
+    return all(engine["up"] for engine in engines)
+
+
+@pytest.fixture
+def serve() -> Serve:
+    """Start a gateway over emulated engines: `async with serve(decode=[…], max_wait_s=1.0) as gateway`."""
+    return served
+
+
+@pytest.fixture
+async def gateway() -> AsyncIterator[Served]:
+    """A gateway over 1 prefill and 2 decode engines."""
+    async with served() as found:
+        yield found
