@@ -13,6 +13,7 @@ from pathlib import Path
 
 from conserve_server.core.errors import EngineStartError
 from conserve_server.engines import guardian
+from conserve_server.engines.child import drained
 
 GUARDIAN_START_S = 30.0
 GUARDIAN_STOP_S = 10.0
@@ -72,11 +73,9 @@ async def _stop(keeper: Process, pid: int | None, stop_timeout_s: float) -> None
     if keeper.stdin is not None:
         keeper.stdin.close()
     try:
-        async with asyncio.timeout(stop_timeout_s + GUARDIAN_STOP_S):
-            await keeper.wait()
-    except TimeoutError:
-        keeper.kill()
-        await keeper.wait()
+        if not await drained(keeper, stop_timeout_s + GUARDIAN_STOP_S):
+            keeper.kill()
+            await drained(keeper, GUARDIAN_STOP_S)
     finally:
         if pid is not None and (keeper.returncode is None or keeper.returncode < 0):
             # The guardian did not do its work (it was killed, or hung): what is left is the engine's group.

@@ -29,6 +29,7 @@ LEFTOVER_GRACE_S = 2.0
 KILL_LIMIT_S = 30.0
 """After that what is left can't be killed (it hangs in the kernel)."""
 POLL_S = 0.05
+OURS = (signal.SIGTERM, signal.SIGCHLD, signal.SIGINT)
 
 
 def main(arguments: list[str]) -> int:
@@ -143,9 +144,12 @@ def _signal_pipe() -> int:
 
 
 def _start(argv: list[str], log: str) -> int:
+    """The program's pid. A signal for it that comes before its start waits until then."""
     guardian = os.getpid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, OURS)
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, OURS)
         return pid
     try:
         _become(argv, log, guardian)
@@ -165,8 +169,10 @@ def _become(argv: list[str], log: str, guardian: int) -> None:
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != guardian:  # it died before the line above took effect
         os._exit(127)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
+    signal.set_wakeup_fd(-1)
+    for number in OURS:
         signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, OURS)
     os.execvp(argv[0], argv)  # noqa: S606  no shell is wanted
 
 

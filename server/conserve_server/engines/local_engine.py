@@ -122,7 +122,7 @@ class LocalEngine:
                 if health.status != 200:
                     return False
             async with session.get(f"{self.spec.url}/v1/models") as models:
-                document = await models.json()
+                document = await models.json(content_type=None)
         except (aiohttp.ClientError, TimeoutError, ValueError):
             return False
         return self._model in [model.get("id") for model in document.get("data", ())]

@@ -16,11 +16,12 @@ import re
 import shutil
 import tempfile
 import time
-from asyncio.subprocess import PIPE, STDOUT, Process
+from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from conserve_server.core.errors import ConfigError, EngineStartError
+from conserve_server.engines.child import child
 from conserve_server.engines.progress import Progress, Report, ignore
 from conserve_server.engines.vllm_command import Model
 
@@ -113,30 +114,22 @@ async def _convert(name: str, folder: Path, python: str, say: Callable[[str], No
     with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", suffix=".part", dir=folder.parent) as part:
         target = Path(part) / "model"
         say("converting")
-        process = await asyncio.create_subprocess_exec(
-            *(python, str(_SCRIPT), name, str(_TEMPLATE), str(target)),
-            env={**os.environ, "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"},
-            stdout=PIPE,
-            stderr=STDOUT,
-        )
-        tail = await _follow(process, say)
+        quiet = {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+        async with child(python, str(_SCRIPT), name, str(_TEMPLATE), str(target), env=quiet) as process:
+            tail = await _follow(process, say)
         if process.returncode != 0:
             raise EngineStartError("\n".join((f"model {name} can't be prepared by {python}:", *tail)))
         target.rename(folder)
 
 
 async def _follow(process: Process, say: Callable[[str], None]) -> list[str]:
-    """Say the process's lines until it ends; its last lines. Cancelled, it takes the process along."""
+    """Say the process's lines until it ends; its last lines."""
     tail: list[str] = []
     reader = process.stdout
-    try:
-        while reader is not None and (line := await _next_line(reader, say, tail)):
-            tail = [*tail[-14:], line.decode(errors="replace").rstrip()]
-            say(tail[-1])
-        await process.wait()
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+    while reader is not None and (line := await _next_line(reader, say, tail)):
+        tail = [*tail[-14:], line.decode(errors="replace").rstrip()]
+        say(tail[-1])
+    await process.wait()
     return tail
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import shutil
-from asyncio.subprocess import PIPE
 from dataclasses import dataclass
 from pathlib import Path
 
 from conserve_server.core.errors import EngineStartError
+from conserve_server.engines.child import child
 
 OLDEST = (0, 31)
 PROBE_TIMEOUT_S = 60.0
@@ -68,18 +67,17 @@ def _absolute(python: str) -> str:
 
 
 async def _probe(python: str) -> dict[str, dict[str, str]]:
-    process = await asyncio.create_subprocess_exec(python, "-c", _PROBE, stdout=PIPE, stderr=PIPE)
+    async with child(python, "-c", _PROBE) as process:
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                output, _ = await process.communicate()
+        except TimeoutError:
+            raise EngineStartError(f"{python} did not answer within {PROBE_TIMEOUT_S:.0f} s") from None
     try:
-        async with asyncio.timeout(PROBE_TIMEOUT_S):
-            output, errors = await process.communicate()
-    except TimeoutError:
-        raise EngineStartError(f"{python} did not answer within {PROBE_TIMEOUT_S:.0f} s") from None
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-    if process.returncode != 0:
-        raise EngineStartError(f"{python} is no Python that runs: {errors.decode(errors='replace')[-500:]}")
-    answer: dict[str, dict[str, str]] = json.loads(output)
+        answer: dict[str, dict[str, str]] = json.loads(output)
+    except ValueError:
+        said = output.decode(errors="replace").strip()[-500:]
+        raise EngineStartError(f"{python} is no Python that runs: {said}") from None
     return answer
 
 

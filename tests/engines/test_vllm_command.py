@@ -1,0 +1,128 @@
+"""The command line and environment of an engine, as data."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from conserve_server.core.config import Config, parse_config
+from conserve_server.core.errors import ConfigError
+from conserve_server.engines.engine import Role
+from conserve_server.engines.vllm_command import EngineCommand, Model, Slot, emulated_command, vllm_command
+
+FOLDER = Model("/models/small", is_folder=True)
+
+
+def slot(role: Role = Role.PREFILL, index: int = 0, gpus: str = "0") -> Slot:
+    return Slot(role=role, index=index, port=8100, transfer_port=5600, cores="3", gpus=gpus)
+
+
+def config(**launcher: object) -> Config:
+    pools = {"prefill": {"count": 1}, "decode": {"count": 2, "flags": ["--max-num-seqs", "9"]}}
+    return parse_config({"model": "small", "pools": pools, "launcher": launcher})
+
+
+def command(
+    role: Role = Role.PREFILL, *, device: str = "cpu", model: Model = FOLDER, **launcher: object
+) -> EngineCommand:
+    return vllm_command(config(**launcher), slot(role), model, python="/venv/bin/python", device=device)
+
+
+def option(made: EngineCommand, name: str) -> str:
+    """What argparse would read: the last one wins."""
+    last = len(made.argv) - 1 - made.argv[::-1].index(name)
+    return made.argv[last + 1]
+
+
+def test_a_cpu_engine_gets_the_recipe_that_moves_kv_between_cpus() -> None:
+    made = command()
+    assert made.argv[:3] == ("/venv/bin/python", "-m", "vllm.entrypoints.openai.api_server")
+    assert option(made, "--dtype") == "float32"
+    assert option(made, "--block-size") == "32"
+    assert "--enforce-eager" in made.argv
+    assert option(made, "--kv-cache-memory-bytes") == str(1024**3)
+    assert made.env["VLLM_CPU_OMP_THREADS_BIND"] == "3"
+    assert made.env["UCX_TLS"] == "tcp,shm,self"
+    assert "CUDA_VISIBLE_DEVICES" not in made.env
+
+
+def test_a_gpu_engine_gets_its_gpu_and_no_cpu_setting() -> None:
+    made = command(device="cuda")
+    assert made.env["CUDA_VISIBLE_DEVICES"] == "0"
+    assert not {"--dtype", "--block-size", "--enforce-eager", "--kv-cache-memory-bytes"} & set(made.argv)
+    assert not {"VLLM_CPU_OMP_THREADS_BIND", "UCX_TLS"} & set(made.env)
+    assert "--tensor-parallel-size" not in made.argv
+
+
+def test_an_engine_with_two_gpus_is_sharded_over_them() -> None:
+    made = vllm_command(config(), slot(gpus="2,3"), FOLDER, python="python", device="cuda")
+    assert made.env["CUDA_VISIBLE_DEVICES"] == "2,3"
+    assert option(made, "--tensor-parallel-size") == "2"
+
+
+@pytest.mark.parametrize(("device", "buffer"), [("cpu", "cpu"), ("cuda", "cuda")])
+@pytest.mark.parametrize(("role", "kv_role"), [(Role.PREFILL, "kv_producer"), (Role.DECODE, "kv_consumer")])
+def test_kv_moves_from_prefill_to_decode(device: str, buffer: str, role: Role, kv_role: str) -> None:
+    connector = json.loads(option(command(role, device=device), "--kv-transfer-config"))
+    assert connector == {"kv_connector": "NixlConnector", "kv_role": kv_role, "kv_buffer_device": buffer}
+
+
+def test_without_prefillers_there_is_no_connector() -> None:
+    alone = parse_config({"pools": {"decode": {"count": 1}}})
+    made = vllm_command(alone, slot(Role.DECODE), FOLDER, python="python", device="cpu")
+    assert "--kv-transfer-config" not in made.argv
+
+
+def test_engines_report_cached_tokens_and_their_own_timing() -> None:
+    assert {"--enable-prompt-tokens-details", "--enable-per-request-metrics"} <= set(command().argv)
+
+
+def test_the_engine_serves_the_configured_name_at_its_slot() -> None:
+    made = command()
+    assert option(made, "--model") == "/models/small"
+    assert option(made, "--served-model-name") == "small"
+    assert (option(made, "--host"), option(made, "--port")) == ("127.0.0.1", "8100")
+    assert made.env["VLLM_NIXL_SIDE_CHANNEL_HOST"] == "127.0.0.1"
+    assert made.env["VLLM_NIXL_SIDE_CHANNEL_PORT"] == "5600"
+
+
+def test_only_a_folder_is_loaded_offline() -> None:
+    assert command().env["HF_HUB_OFFLINE"] == "1"
+    assert "HF_HUB_OFFLINE" not in command(model=Model("Qwen/Qwen3-0.6B", is_folder=False)).env
+
+
+def test_later_flags_win_over_earlier_ones() -> None:
+    made = command(Role.DECODE, flags=["--dtype", "bfloat16", "--max-num-seqs", "5"], max_model_len=2048)
+    assert option(made, "--dtype") == "bfloat16"
+    assert option(made, "--max-num-seqs") == "9"
+    assert option(made, "--max-model-len") == "2048"
+
+
+def test_a_models_own_flags_come_before_the_users() -> None:
+    model = Model("/models/small", is_folder=True, flags=("--tool-call-parser", "hermes"))
+    assert option(command(model=model), "--tool-call-parser") == "hermes"
+    assert (
+        option(command(model=model, flags=["--tool-call-parser", "mistral"]), "--tool-call-parser")
+        == "mistral"
+    )
+
+
+def test_the_users_environment_wins() -> None:
+    assert command(env={"UCX_TLS": "all"}).env["UCX_TLS"] == "all"
+
+
+@pytest.mark.parametrize("flag", ["--port", "--port=1", "--served-model-name", "--host"])
+def test_a_flag_that_the_launcher_sets_itself_is_refused_by_name(flag: str) -> None:
+    with pytest.raises(ConfigError, match=rf"launcher\.flags must not set {flag.partition('=')[0]}"):
+        command(flags=[flag, "1"])
+
+
+def test_an_emulated_engine_is_told_its_place() -> None:
+    made = emulated_command(config(max_model_len=512), slot(Role.DECODE, 1), python="python")
+    assert made.argv[:3] == ("python", "-m", "conserve_server.engines.emulated")
+    assert option(made, "--port") == "8100"
+    assert option(made, "--role") == "decode"
+    assert option(made, "--model") == "small"
+    assert option(made, "--name") == "decode-1"
+    assert option(made, "--max-model-len") == "512"
