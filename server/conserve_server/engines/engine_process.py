@@ -42,20 +42,33 @@ async def running(
     argv: Sequence[str], env: Mapping[str, str], log: Path, stop_timeout_s: float
 ) -> AsyncIterator[EngineProcess]:
     """The engine as a process that ends with this context, with this process, or by itself."""
-    # By path and isolated: no site-packages, nothing of the working directory; it starts in milliseconds.
-    keeper = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-I", "-S", guardian.__file__, str(log), str(stop_timeout_s), *argv),
-        env={**os.environ, **env},
-        stdin=PIPE,
-        stdout=PIPE,
-        start_new_session=True,
-    )
+    keeper = await _guardian(argv, env, log, stop_timeout_s)
     pid: int | None = None
     try:
         pid = await _pid(keeper)
         yield EngineProcess(keeper, pid)
     finally:
         await _stop(keeper, pid, stop_timeout_s)
+
+
+async def _guardian(argv: Sequence[str], env: Mapping[str, str], log: Path, stop_timeout_s: float) -> Process:
+    """The guardian, started. Cancelled meanwhile, it is let start and then told to stop: asyncio would
+    kill it, and what its engine has started by then would stay."""
+    starting = asyncio.ensure_future(
+        # By path and isolated: no site-packages, nothing of the working directory; it starts in milliseconds.
+        asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", guardian.__file__, str(log), str(stop_timeout_s), *argv),
+            env={**os.environ, **env},
+            stdin=PIPE,
+            stdout=PIPE,
+            start_new_session=True,
+        )
+    )
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await _stop(await starting, None, stop_timeout_s)
+        raise
 
 
 async def _pid(keeper: Process) -> int:
