@@ -25,12 +25,12 @@ def is_running(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
-def wait_for(fact: Callable[[], bool], what: str) -> None:
+def wait_for(fact: Callable[[], bool], what: str, limit_s: float = LIMIT_S) -> None:
     """Return once `fact` holds; fail if that takes long."""
-    until_s = time.monotonic() + LIMIT_S
+    until_s = time.monotonic() + limit_s
     while not fact():
         if time.monotonic() >= until_s:
-            pytest.fail(f"waited {LIMIT_S:.0f} s for {what}")
+            pytest.fail(f"waited {limit_s:.0f} s for {what}")
         time.sleep(POLL_S)
 
 
