@@ -16,7 +16,7 @@ from langgraph.prebuilt import ToolNode, tools_condition
 import conserve_sdk as conserve
 from command_line import agent_arguments, print_result
 from conserve_integrations.langgraph import run_config
-from town import PLAN, QUESTIONS, SYSTEM, calculate, search_notes
+from town import ANSWER, PLAN, QUESTIONS, SYSTEM, calculate, search_notes
 
 
 def build_agent(llm: ChatOpenAI) -> Any:
@@ -25,7 +25,7 @@ def build_agent(llm: ChatOpenAI) -> Any:
     async def think(state: MessagesState) -> dict[str, list[AIMessage]]:
         done = sum(message.type == "tool" for message in state["messages"])
         if done == len(PLAN):
-            return {"messages": [await llm.ainvoke(state["messages"])]}
+            return {"messages": [await llm.ainvoke([*state["messages"], HumanMessage(ANSWER)])]}
         name, schema = PLAN[done]
         reply = await llm.bind(response_format=schema).ainvoke(state["messages"])
         call = {"name": name, "args": json.loads(str(reply.content)), "id": f"call_{done}"}

@@ -11,7 +11,7 @@ from openai import OpenAI
 
 import conserve_sdk as conserve
 from command_line import agent_arguments, print_result
-from town import PLAN, QUESTIONS, SYSTEM, calculate, search_notes
+from town import ANSWER, PLAN, QUESTIONS, SYSTEM, calculate, search_notes
 
 TOOLS: dict[str, Callable[..., str]] = {"search_notes": search_notes, "calculate": calculate}
 
@@ -27,7 +27,7 @@ def answer(client: OpenAI, model: str, question: str, conversation: conserve.Con
         call = {"id": f"call_{step}", "type": "function", "function": function}
         messages.append({"role": "assistant", "content": content, "tool_calls": [call]})
         messages.append({"role": "tool", "content": result, "tool_call_id": f"call_{step}"})
-    return ask(client, model, messages)
+    return ask(client, model, [*messages, {"role": "user", "content": ANSWER}])
 
 
 def ask(client: OpenAI, model: str, messages: list[Any], **constraint: Any) -> str:

@@ -26,14 +26,15 @@ def calculate(operation: str, a: int, b: int) -> str:
 SYSTEM = """You are a careful assistant of a small coastal town. You answer questions from the \
 town's notes. Use search_notes to find the lines that mention a topic, and calculate to add or \
 multiply whole numbers that you found. Take one step at a time: choose one tool, read its result, \
-then choose the next one. Never guess a number that the notes do not contain. When you have all \
-results, answer the question in one short sentence for a visitor of the town."""
+then choose the next one. Never guess a number that the notes do not contain."""
 
 QUESTIONS = (
     "How many passengers can the ferry carry on one day?",
     "How many steps does a lighthouse guide climb on one day?",
     "How many visitors can the observatory take in one week?",
 )
+
+ANSWER = "Now answer my question in one short sentence."
 
 
 def _schema(name: str, properties: dict[str, Any]) -> dict[str, Any]:
