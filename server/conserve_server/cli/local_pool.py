@@ -24,8 +24,10 @@ async def started_pool(config: Config, *, first_port: int | None = None) -> Asyn
     print(f"starting {_engines(config)}; logs in {config.launcher.run_dir}/logs", file=sys.stderr)
     try:
         async with pool:
-            yield pool
-            print("stopping the engines", file=sys.stderr, flush=True)
+            try:
+                yield pool
+            finally:
+                print("stopping the engines", file=sys.stderr, flush=True)
     finally:
         print("engines stopped", file=sys.stderr, flush=True)
 
