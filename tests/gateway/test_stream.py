@@ -76,3 +76,30 @@ def test_a_whole_document_is_read() -> None:
     reader.read_document(msgspec.json.encode({"choices": [{}], "usage": {"prompt_tokens": 7}}))
     assert reader.usage is not None
     assert reader.usage.prompt_tokens == 7
+
+
+def test_the_role_event_of_a_chat_is_no_output() -> None:
+    reader = EventStreamReader(hides_usage=True)
+    reader.feed(ROLE)
+    assert not reader.has_output
+    reader.feed(TEXT)
+    assert reader.has_output
+
+
+def test_a_tool_call_an_end_and_a_completions_text_are_output() -> None:
+    for choice in (
+        b'{"delta":{"tool_calls":[{"index":0}]}}',
+        b'{"delta":{},"finish_reason":"stop"}',
+        b'{"text":""}',
+    ):
+        reader = EventStreamReader(hides_usage=True)
+        reader.feed(b'data: {"choices":[' + choice + b"]}\n\n")
+        assert reader.has_output
+
+
+def test_an_error_event_of_the_engine_is_noted_and_goes_through() -> None:
+    reader = EventStreamReader(hides_usage=True)
+    event = b'data: {"error":{"message":"KV load failed","code":500}}\n\n'
+    assert reader.feed(ROLE + event) == ROLE + event
+    assert reader.error == "KV load failed"
+    assert not reader.has_output

@@ -7,6 +7,8 @@ import itertools
 import json
 from typing import Any
 
+import pytest
+
 from conserve_sdk.protocol import Outcome
 from conserve_server.engines.emulated import Fault
 from conserve_server.engines.engine import Role
@@ -167,14 +169,6 @@ async def test_a_failed_prefill_becomes_a_local_one_and_the_client_sees_nothing(
         assert (await gateway.report("a"))["kv_transfers"] == 0
 
 
-async def test_malformed_transfer_parameters_never_reach_the_client_as_success(serve: Serve) -> None:
-    broken = [engine_config(Role.PREFILL, "prefill-0", faults=(Fault("malformed_kv_params"),))]
-    async with serve(prefill=broken) as gateway:
-        answer = await gateway.ask("a", TEXT)
-        assert answer.status_code in (200, 502)
-        assert answer.status_code == 200 or answer.json()["error"]["code"] == "engine_error"
-
-
 async def test_a_decoder_that_dies_in_mid_stream_ends_the_stream_with_an_error_event(serve: Serve) -> None:
     dying = [engine_config(Role.DECODE, "decode-0", faults=(Fault("reset", after_tokens=3),))]
     async with serve(decode=dying) as gateway:
@@ -274,3 +268,18 @@ async def test_an_idle_conversation_expires_and_frees_its_room(serve: Serve) -> 
 
 async def _is_expired(gateway: Served, conversation: str) -> bool:
     return (await gateway.report(conversation))["state"] == "expired"
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_a_transfer_that_fails_binds_nothing_and_the_next_turn_is_placed_anew(
+    serve: Serve, is_streamed: bool
+) -> None:
+    broken = [engine_config(Role.PREFILL, "prefill-0", faults=(Fault("malformed_kv_params"),))]
+    async with serve(prefill=broken) as gateway:
+        failed = await gateway.ask("a", TEXT, stream=is_streamed)
+        assert '"error"' in failed.text
+        report = await gateway.report("a")
+        assert (turns_of(report)[0]["outcome"], report["kv_transfers"]) == (Outcome.FAILED, 0)
+        assert report["reserved_kv_tokens"] == 0
+        again = await gateway.ask("a", TEXT)
+        assert (again.status_code, again.headers["x-conserve-path"]) == (200, "remote-prefill")

@@ -41,7 +41,7 @@ class LiveTurn:
     prefill_s: float | None = None
     decode_started_s: float | None = None
     decode_started_ns: int | None = None
-    first_byte_s: float | None = None
+    first_output_s: float | None = None
     usage: Usage | None = None
     timing: EngineTiming | None = None
     refused: str | None = None
@@ -74,7 +74,7 @@ class LiveTurn:
     def first_token_s(self) -> float | None:
         """When the first output token was there: seen in the stream, else from the engine's own timing."""
         if self.request.is_streamed:
-            return self.first_byte_s
+            return self.first_output_s
         if self.decode_started_s is None or self.timing is None:
             return None
         if self.engine_wait_s is None or self.timing.time_to_first_token_ms is None:

@@ -2,18 +2,52 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import msgspec
 
 from conserve_server.engines.wire import EngineTiming, Usage
 
+T = TypeVar("T")
+
 _EVENT_END = b"\n\n"
 _HAS_USAGE = b'"usage":'
+_HAS_ERROR = b'"error":'
+_NO_OUTPUT = frozenset({"role", "content"})
 
 
 class _Chunk(msgspec.Struct):
     choices: list[msgspec.Raw] | None = None
     usage: Usage | None = None
     metrics: EngineTiming | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: dict[str, msgspec.Raw] | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+    @property
+    def has_output(self) -> bool:
+        delta = self.delta or {}
+        return (
+            self.text is not None
+            or self.finish_reason is not None
+            or bytes(delta.get("content", b'""')) not in (b'""', b"null")
+            or not _NO_OUTPUT.issuperset(delta)
+        )
+
+
+class _Early(msgspec.Struct):
+    choices: list[_Choice] = []
+
+
+class _Error(msgspec.Struct):
+    message: str = "the engine reported an error"
+
+
+class _ErrorEvent(msgspec.Struct):
+    error: _Error
 
 
 class AnswerReader:
@@ -47,6 +81,10 @@ class EventStreamReader(AnswerReader):
 
     def __init__(self, *, hides_usage: bool) -> None:
         super().__init__()
+        self.has_output = False
+        """Whether an output token has come: vLLM's first event of a chat names only the role."""
+        self.error: str | None = None
+        """What an engine that failed within a stream says in an event of its own."""
         self._hides_usage = hides_usage
         self._partial = b""
 
@@ -61,6 +99,8 @@ class EventStreamReader(AnswerReader):
         if not end:
             return b"" if self._hides_usage else chunk
         events = complete + end
+        if _HAS_ERROR in events or not self.has_output:
+            self._watch(complete.split(_EVENT_END))
         if _HAS_USAGE in events:
             kept = self._without_usage(complete.split(_EVENT_END))
             events = kept if self._hides_usage else events
@@ -75,4 +115,24 @@ class EventStreamReader(AnswerReader):
         return b"".join(event + _EVENT_END for event in kept)
 
     def _is_usage(self, event: bytes) -> bool:
-        return self._read(event.removeprefix(b"data:").strip())
+        return self._read(_data(event))
+
+    def _watch(self, events: list[bytes]) -> None:
+        """Note the first output token, and an error where the engine sends one."""
+        for event in events:
+            if not self.has_output:
+                early = _decoded(_data(event), _Early)
+                self.has_output = early is not None and any(c.has_output for c in early.choices)
+            if _HAS_ERROR in event and (failed := _decoded(_data(event), _ErrorEvent)) is not None:
+                self.error = failed.error.message
+
+
+def _data(event: bytes) -> bytes:
+    return event.removeprefix(b"data:").strip()
+
+
+def _decoded(document: bytes, kind: type[T]) -> T | None:
+    try:
+        return msgspec.json.decode(document, type=kind)
+    except msgspec.MsgspecError:
+        return None

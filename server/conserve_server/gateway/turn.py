@@ -86,7 +86,9 @@ class Turns:
         report = live.report(outcome, now_s, message)
         live.record.end_turn(report, live.first_token_s, live.gap_s, now_s)
         self._add_transfer(live, trace)
-        trace.end(span_attributes(report, is_emulated=live.is_emulated), error)
+        error_type = error.code if error else "engine_refused" if live.refused else None
+        attributes = span_attributes(report, is_emulated=live.is_emulated)
+        trace.end(attributes, error_type=error_type, message=message)
         self._metrics.turn_ended(report)
         self._coordinator.ended(live.turn, live.kv_tokens)
         if is_final:
@@ -98,8 +100,8 @@ class Turns:
         if not live.moved_kv or live.decode_started_ns is None or live.decode_started_s is None:
             return
         seconds, seen_by = live.transfer_s, "engine"
-        if seconds is None and live.request.is_streamed and live.first_byte_s is not None:
-            seconds, seen_by = live.first_byte_s - live.decode_started_s, "first_token"
+        if seconds is None and live.request.is_streamed and live.first_output_s is not None:
+            seconds, seen_by = live.first_output_s - live.decode_started_s, "first_token"
         if seconds is None:
             return
         end_ns = live.decode_started_ns + round(seconds * 1e9)
@@ -170,15 +172,18 @@ class Turns:
         reader = EventStreamReader(hides_usage=not live.request.wants_usage)
         try:
             async for chunk in answer.chunks():
-                if live.first_byte_s is None:
-                    self._first_byte(live)
+                if not reply.has_started:
                     await reply.start(answer.status, self._headers(live, answer))
-                await reply.write(reader.feed(chunk))
+                to_client = reader.feed(chunk)
+                if reader.has_output and live.first_output_s is None:
+                    self._has_output(live)
+                await reply.write(to_client)
             await reply.write(reader.rest())
         finally:
             self._learn(live, reader)
-        if live.first_byte_s is None:
+        if not reply.has_started:
             raise _empty(live)
+        live.refused = reader.error
         await reply.finish()
 
     async def _answer_whole(self, live: LiveTurn, answer: Answer, reply: Reply) -> None:
@@ -189,7 +194,7 @@ class Turns:
         reader = AnswerReader()
         reader.read_document(body)
         self._learn(live, reader)
-        self._first_byte(live)
+        self._has_output(live)
         await reply.start(answer.status, {**self._headers(live, answer), "content-length": str(len(body))})
         await reply.write(body)
         await reply.finish()
@@ -212,9 +217,9 @@ class Turns:
 
     # -- what is learned on the way --------------------------------------------------------------
 
-    def _first_byte(self, live: LiveTurn) -> None:
+    def _has_output(self, live: LiveTurn) -> None:
         """The decoder has answered: the binding holds from here on."""
-        live.first_byte_s = self._clock.now_s()
+        live.first_output_s = self._clock.now_s()
         if live.placement is None:
             return
         if live.placement.path is not Path.PINNED:

@@ -45,7 +45,7 @@ class TurnTrace:
         try:
             yield span
         except BaseException as error:
-            _mark(span, error)
+            _mark(span, getattr(error, "code", None) or type(error).__name__, str(error))
             raise
         finally:
             span.end()
@@ -56,11 +56,11 @@ class TurnTrace:
         span = self._tracer.start_span(name, context=self._context, start_time=start_ns, attributes=merged)
         span.end(end_ns)
 
-    def end(self, attributes: Attributes, error: BaseException | None) -> None:
-        """Close the turn's span."""
+    def end(self, attributes: Attributes, *, error_type: str | None, message: str | None) -> None:
+        """Close the turn's span; one with an `error_type` has failed."""
         self._turn.set_attributes(attributes)
-        if error is not None:
-            _mark(self._turn, error)
+        if error_type is not None:
+            _mark(self._turn, error_type, message)
         self._turn.end()
 
 
@@ -71,6 +71,6 @@ def trace_headers(span: Span) -> dict[str, str]:
     return carrier
 
 
-def _mark(span: Span, error: BaseException) -> None:
-    span.set_attribute(names.ERROR_TYPE, getattr(error, "code", None) or type(error).__name__)
-    span.set_status(Status(StatusCode.ERROR, str(error)))
+def _mark(span: Span, error_type: str, message: str | None) -> None:
+    span.set_attribute(names.ERROR_TYPE, error_type)
+    span.set_status(Status(StatusCode.ERROR, message))
