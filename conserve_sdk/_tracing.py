@@ -7,20 +7,15 @@ import importlib.util
 import logging
 import os
 import pathlib
-import re
 import sys
 from typing import TYPE_CHECKING, Final
 
 from conserve_sdk._settings import is_disabled, is_set
-from conserve_sdk.protocol import trace_dir
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import SpanExporter
 
 _log = logging.getLogger("conserve_sdk")
-
-_ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 _INSTRUMENTORS: Final = (
     # Its `chat` spans keep the OpenAI instrumentation quiet underneath: one tree, no doubles.
@@ -34,9 +29,10 @@ def instrument(service_name: str | None = None) -> pathlib.Path | None:
     """Trace this process; the file that its spans go to, None where they go elsewhere.
 
     Sets up a tracer provider unless the process has one: exporting over OTLP/HTTP where the
-    standard variables name an endpoint, else to
-    `<trace folder>/<service>-<pid>.jsonl` as OTLP JSON lines, where the trace folder is
-    `$CONSERVE_TRACE_DIR`, else `conserve/traces` under `$XDG_STATE_HOME`. A provider that is
+    standard variables name an endpoint, else as OTLP JSON lines to
+    `<trace folder>/<service>-<pid>.jsonl` and its older half `….1.jsonl`, at most 64 MiB
+    each. The trace folder is `$CONSERVE_TRACE_DIR`, else `conserve/traces` under
+    `$XDG_STATE_HOME`; `OTEL_TRACES_EXPORTER=none` sets up no provider. A provider that is
     there keeps its exporters and gains the conversation on its spans. Then the official
     instrumentations of OpenAI and LangChain are turned on, those that are installed and not
     active; no message content is recorded unless their own variables ask for it.
@@ -60,6 +56,8 @@ def _ensure_provider(service_name: str) -> pathlib.Path | None:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+    from conserve_sdk._trace_export import FlushAtExit, span_exporter
+
     present = trace.get_tracer_provider()
     if isinstance(present, TracerProvider):
         _stamp(present)
@@ -67,10 +65,14 @@ def _ensure_provider(service_name: str) -> pathlib.Path | None:
     if not isinstance(present, trace.ProxyTracerProvider):
         _log.warning("spans get no conversation: %s is not the OpenTelemetry SDK's provider", type(present))
         return None
-    exporter, path = _exporter(service_name)
-    provider = TracerProvider(resource=Resource.create({"service.name": service_name}))
+    exporter, path = span_exporter(service_name)
+    if exporter is None:
+        return None
+    resource = Resource.create({"service.name": service_name})
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     _stamp(provider)
     provider.add_span_processor(BatchSpanProcessor(exporter))
+    FlushAtExit(provider.shutdown)
     trace.set_tracer_provider(provider)
     return path
 
@@ -83,19 +85,6 @@ def _stamp(provider: TracerProvider) -> None:
     if not getattr(provider, mark, False):
         provider.add_span_processor(ConversationStamp())
         setattr(provider, mark, True)
-
-
-def _exporter(service_name: str) -> tuple[SpanExporter, pathlib.Path | None]:
-    if any(os.environ.get(variable) for variable in _ENDPOINTS):
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-
-        return OTLPSpanExporter(), None
-    from opentelemetry.exporter.otlp.json.file import FileSpanExporter
-
-    folder = trace_dir()
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', service_name)}-{os.getpid()}.jsonl"
-    return FileSpanExporter(path), path
 
 
 def _default_service_name() -> str:
