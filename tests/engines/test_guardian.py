@@ -26,6 +26,23 @@ print(orphan.pid, flush=True)
 """
 
 
+SHARES_MEMORY = f"""
+import multiprocessing, signal, time
+from multiprocessing.shared_memory import SharedMemory
+
+def child(name):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    print(name, flush=True)
+    {FOREVER}
+
+if __name__ == "__main__":
+    segment = SharedMemory(create=True, size=4096)
+    multiprocessing.get_context("spawn").Process(target=child, args=(segment.name,)).start()
+    {FOREVER}
+"""
+"""Like an engine: its shared memory is freed by a helper, once its child is gone too."""
+
+
 @contextmanager
 def guarded(log: Path, *argv: str, grace_s: float = 0.5) -> Iterator[subprocess.Popen[str]]:
     command = (sys.executable, "-I", "-S", guardian.__file__, str(log), str(grace_s), *argv)
@@ -98,6 +115,19 @@ def test_a_killed_guardian_takes_its_program_along(log: Path) -> None:
         pid = program_pid(process)
         process.kill()
         wait_gone([pid])
+
+
+def test_a_program_that_is_killed_leaves_no_shared_memory(log: Path, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(SHARES_MEMORY)
+    with guarded(log, sys.executable, "-S", str(program)) as process:
+        pid = program_pid(process)
+        wait_for(lambda: log.exists() and log.read_text().endswith("\n"), "the shared memory's name")
+        segment = Path("/dev/shm") / log.read_text().strip()  # noqa: S108  where Linux keeps it
+        assert segment.exists()
+        os.kill(pid, signal.SIGKILL)
+        process.wait()
+        assert not segment.exists()
 
 
 def test_ctrl_c_in_the_terminal_is_left_to_the_launcher(log: Path) -> None:

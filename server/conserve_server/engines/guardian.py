@@ -19,7 +19,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -84,20 +84,36 @@ class _Watch:
             os.kill(self.pid, number)
 
     def clear_descendants(self) -> None:
-        """Leave none alive: what the program left behind gets a moment, then SIGKILL until all are reaped."""
+        """Leave none alive: what the program left behind gets a moment, then SIGKILL until all are reaped.
+
+        Python's resource trackers go last, by themselves: they free the shared memory (hundreds
+        of MiB of a vLLM engine) of processes that are gone.
+        """
         self.reap()
         if self.status is not None:
             self._signal_all(signal.SIGTERM)
             self.wait(until_s=time.monotonic() + LEFTOVER_GRACE_S, for_all=True)
-        limit_s = time.monotonic() + KILL_LIMIT_S
-        while self.has_children and time.monotonic() < limit_s:
-            self._signal_all(signal.SIGKILL)
+        self._kill_all(for_s=LEFTOVER_GRACE_S, spare=_is_resource_tracker)
+        self._kill_all(for_s=KILL_LIMIT_S)
+
+    def _kill_all(self, *, for_s: float, spare: Callable[[int], bool] = lambda _: False) -> None:
+        until_s = time.monotonic() + for_s
+        while self.has_children and time.monotonic() < until_s:
+            self._signal_all(signal.SIGKILL, spare)
             self.wait(until_s=time.monotonic() + POLL_S, for_all=True)
 
-    def _signal_all(self, number: signal.Signals) -> None:
+    def _signal_all(self, number: signal.Signals, spare: Callable[[int], bool] = lambda _: False) -> None:
         for pid in descendants(os.getpid()):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+                if not spare(pid):
+                    os.kill(pid, number)
+
+
+def _is_resource_tracker(pid: int) -> bool:
+    try:
+        return b"multiprocessing.resource_tracker" in Path("/proc", str(pid), "cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def descendants(root: int) -> list[int]:
