@@ -6,8 +6,10 @@ import argparse
 import asyncio
 import logging
 import signal
+import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -38,66 +40,109 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until SIGINT or SIGTERM; running turns are drained."""
+    """Serve until SIGTERM (0) or SIGINT (130); running turns are drained.
+
+    All that can be wrong with the configuration, the port and the traces is found before the
+    first engine starts.
+    """
+    from conserve_server.cli.listening import listening
     from conserve_server.core.config import load_config
     from conserve_server.core.errors import ConfigError
+    from conserve_server.scheduling.policies import policy_named
 
     config = load_config(args.config)
     given = {name: value for name in ("host", "port") if (value := getattr(args, name)) is not None}
     config = config.model_copy(update={"gateway": config.gateway.model_copy(update=given)})
     if args.up and not config.is_local:
         raise ConfigError(f"{args.config} lists running engines: leave out --up, or set pools.decode.count")
+    policy_named(config.scheduler.policy)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
-    return asyncio.run(_serve(config, starts_engines=args.up))
+    with listening(config.gateway.host, config.gateway.port) as sockets, _traced() as traces:
+        return asyncio.run(_serve(config, sockets, traces, starts_engines=args.up))
 
 
-async def _serve(config: Config, *, starts_engines: bool) -> int:
+@contextmanager
+def _traced() -> Iterator[Tracing]:
+    """Where the spans go; they are written on the way out."""
+    from conserve_server.telemetry.provider import tracing
+
+    traces = tracing("conserve-gateway")
+    try:
+        yield traces
+    finally:
+        if not traces.shutdown():
+            print("conserve serve: some spans could not be delivered in time and are lost", file=sys.stderr)
+
+
+async def _serve(
+    config: Config, sockets: Sequence[socket.socket], traces: Tracing, *, starts_engines: bool
+) -> int:
     from conserve_server.cli.local_pool import started_pool
     from conserve_server.engines.engine import listed_engines
     from conserve_server.engines.pool_record import read_record
 
     if starts_engines:
         async with started_pool(config) as pool:
-            return await run_gateway(config, pool.specs)
-    return await run_gateway(config, read_record(config) if config.is_local else listed_engines(config))
+            return await _run_gateway(config, pool.specs, sockets, traces)
+    engines = read_record(config) if config.is_local else listed_engines(config)
+    return await _run_gateway(config, engines, sockets, traces)
 
 
-async def run_gateway(config: Config, engines: Sequence[EngineSpec]) -> int:
-    """Run the gateway in this process until it is told to stop."""
-    from conserve_server.telemetry.provider import tracing
+async def _run_gateway(
+    config: Config, engines: Sequence[EngineSpec], sockets: Sequence[socket.socket], traces: Tracing
+) -> int:
+    """Run the gateway in this process until it is told to stop; the exit status."""
+    from conserve_server.cli.listening import listen
 
-    traces = tracing("conserve-gateway")
+    server = _server(config, engines, traces)
+    listen(sockets)
+    _announce(config, engines, traces, sockets)
+    with _stop_signals() as seen:
+        await server.serve(sockets=list(sockets))
+    if not server.started:
+        return 1
+    return 128 + signal.SIGINT if signal.SIGINT in seen else 0
+
+
+@contextmanager
+def _stop_signals() -> Iterator[set[int]]:
+    """The signals that stopped the server, which uvicorn raises once more when it is done.
+
+    They go no further: what is left, stopping engines and writing spans, must not be cut short.
+    """
+    seen: set[int] = set()
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        seen.add(number)
+
+    # Handlers, and not SIG_IGN, which engines restarted from here would inherit.
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        server = gateway_server(config, engines, traces)
-        _announce(config, engines, traces)
-        # uvicorn raises the signal that stopped it once more: spans must be written first.
-        signal.signal(signal.SIGTERM, _stopped_already)
-        await server.serve()
-        return 0 if server.started else 1
+        yield seen
     finally:
-        if not traces.shutdown():
-            print("conserve serve: some spans could not be delivered in time and are lost", file=sys.stderr)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _stopped_already(_number: int, _frame: FrameType | None) -> None:
-    """A handler, and not SIG_IGN, which engines started from here would inherit."""
-
-
-def gateway_server(config: Config, engines: Sequence[EngineSpec], traces: Tracing) -> uvicorn.Server:
-    """The gateway's server, not yet running."""
+def _server(config: Config, engines: Sequence[EngineSpec], traces: Tracing) -> uvicorn.Server:
     import uvicorn
 
-    return uvicorn.Server(
+    server = uvicorn.Server(
         uvicorn.Config(
             _app(config, engines, traces),
-            host=config.gateway.host,
-            port=config.gateway.port,
             log_level="warning",
             access_log=False,
             lifespan="on",
             timeout_graceful_shutdown=round(config.gateway.drain_timeout_s),
         )
     )
+    logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
+    return server
+
+
+def _is_no_cancellation(record: logging.LogRecord) -> bool:
+    """Turns cut off after the drain are counted as cancelled; uvicorn would show each as a bug."""
+    return record.exc_info is None or record.exc_info[0] is not asyncio.CancelledError
 
 
 def _app(config: Config, engines: Sequence[EngineSpec], traces: Tracing) -> Starlette:
@@ -109,9 +154,12 @@ def _app(config: Config, engines: Sequence[EngineSpec], traces: Tracing) -> Star
     return create_app(config, engines=engines, policy=policy, clock=SystemClock(), tracer=traces.tracer)
 
 
-def _announce(config: Config, engines: Sequence[EngineSpec], traces: Tracing) -> None:
-    address = f"http://{config.gateway.host}:{config.gateway.port}/v1"
-    print(f"conserve gateway on {address}, policy {config.scheduler.policy}")
+def _announce(
+    config: Config, engines: Sequence[EngineSpec], traces: Tracing, sockets: Sequence[socket.socket]
+) -> None:
+    host, port = config.gateway.host, sockets[0].getsockname()[1]
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    print(f"conserve gateway on http://{address}/v1, policy {config.scheduler.policy}")
     for engine in engines:
         print(f"  {engine.role:7} {engine.name:12} {engine.url}")
     print(f"  traces: {traces.destination}", flush=True)

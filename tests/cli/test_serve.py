@@ -1,0 +1,317 @@
+"""`conserve serve` as a process: what it refuses, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import signal
+import socket
+import sys
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+import pytest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from conserve_server.cli.listening import listening
+from conserve_server.cli.main import main
+from conserve_server.core.clock import SystemClock
+from conserve_server.core.errors import ConserveError
+from conserve_server.engines.emulated import (
+    EmulatedConfig,
+    EmulatedEngineServer,
+    Fault,
+    create_emulated_engine,
+)
+from conserve_server.engines.engine import Role
+from conserve_server.telemetry.spans_file import Span, read_spans
+from tests.gateway.conftest import serve_app
+from tests.processes import LIMIT_S, eventually, is_running
+
+MODEL = "tiny"
+NOBODY = "http://127.0.0.1:9"
+
+
+def write_config(folder: Path, text: str) -> Path:
+    path = folder / "conserve.toml"
+    path.write_text(text)
+    return path
+
+
+def listed(folder: Path, *decode: str, gateway: str = "") -> Path:
+    """A configuration over running engines."""
+    return write_config(folder, f"[pools.decode]\nengines = {json.dumps(decode)}\n[gateway]\n{gateway}")
+
+
+def local(folder: Path) -> Path:
+    return write_config(
+        folder,
+        f"""
+model = "{MODEL}"
+[pools.prefill]
+count = 1
+[pools.decode]
+count = 1
+[launcher]
+engine = "emulated"
+run_dir = "{folder}/run"
+""",
+    )
+
+
+# -- what it refuses ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[pools.decode]\ncount = 1\n[gateway]\nprot = 8000\n", "gateway.prot: no such key"),
+        ("[gateway]\nport = 8000\n", "pools: missing"),
+        ("[pools.decode]\n", "decode has no engines: list their URLs in pools.decode.engines"),
+        (f'[pools.decode]\nengines = ["{NOBODY}"]\n[scheduler]\npolicy = "best"\n', "one of conserve"),
+    ],
+)
+def test_a_wrong_configuration_is_exit_status_2_and_names_the_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    assert main(["serve", str(write_config(tmp_path, text))]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_listed_engines_are_nothing_to_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", str(listed(tmp_path, NOBODY)), "--up"]) == 2
+    assert "leave out --up, or set pools.decode.count" in capsys.readouterr().err
+
+
+def test_local_engines_that_do_not_run_are_named_with_the_fix(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
+    assert main(["serve", str(local(tmp_path)), "--port", "0"]) == 2
+    assert "start them with conserve up and the same configuration" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [(), ("--up",)], ids=["listed", "up"])
+def test_a_port_that_is_taken_is_known_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    config = local(tmp_path) if arguments else listed(tmp_path, NOBODY)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", str(config), "--port", str(port), *arguments]) == 1
+    expected = f"conserve serve: port {port} on 127.0.0.1 is taken: stop what listens there, or choose"
+    assert capsys.readouterr().err.startswith(expected)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_host_of_another_machine_is_named() -> None:
+    with pytest.raises(ConserveError, match=r"no address 192\.0\.2\.1"), listening("192.0.2.1", 0):
+        pass
+    with pytest.raises(ConserveError, match="'no such host' is no address"), listening("no such host", 0):
+        pass
+
+
+def test_every_address_of_a_name_gets_the_same_port() -> None:
+    with listening("localhost", 0) as sockets:
+        assert len({bound.getsockname()[1] for bound in sockets}) == 1
+
+
+# -- a process of its own ----------------------------------------------------------------
+
+
+@dataclass
+class Gateway:
+    """A running `conserve serve`."""
+
+    process: asyncio.subprocess.Process
+    url: str
+    announced: str
+    traces: Path
+
+    async def stop(self, number: signal.Signals) -> str:
+        """Send the signal and wait for the end; what it said on standard error."""
+        self.process.send_signal(number)
+        return await self.ended()
+
+    async def ended(self) -> str:
+        async with asyncio.timeout(LIMIT_S):
+            _, errors = await self.process.communicate()
+        return errors.decode()
+
+    @property
+    def spans(self) -> list[Span]:
+        return list(read_spans(self.traces))
+
+
+@asynccontextmanager
+async def serving(config: Path, *arguments: str) -> AsyncIterator[Gateway]:
+    """`conserve serve` on a free port, once it has said where; killed if the test leaves it running."""
+    traces = config.parent / "traces"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "conserve_server.cli.main", "serve", str(config), "--port", "0", *arguments),
+        stdout=PIPE,
+        stderr=PIPE,
+        env={"CONSERVE_TRACE_DIR": str(traces), "PATH": ""},
+    )
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(LIMIT_S):
+            announced = (await process.stdout.readuntil(b"traces")).decode()
+        found = re.search(r"http://[\d.:]+", announced)
+        assert found is not None
+        yield Gateway(process, found.group(), announced, traces)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+@asynccontextmanager
+async def engine(*faults: Fault) -> AsyncIterator[EmulatedEngineServer]:
+    config = EmulatedConfig(model=MODEL, name="decode-0", role=Role.DECODE, faults=faults)
+    async with EmulatedEngineServer(config) as server:
+        yield server
+
+
+def turn(**fields: object) -> dict[str, object]:
+    return {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8, **fields}
+
+
+async def ready(client: httpx2.AsyncClient, engines: int = 1) -> None:
+    """Until so many engines are up."""
+    async with asyncio.timeout(LIMIT_S):
+        while sum(e["up"] for e in (await client.get("/health")).json()["engines"]) < engines:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.slow
+async def test_sigterm_lets_a_running_stream_end_and_writes_its_spans(tmp_path: Path) -> None:
+    async with engine(Fault("slow", delay_s=0.1)) as slow, serving(listed(tmp_path, slow.url)) as gateway:
+        async with httpx2.AsyncClient(base_url=gateway.url, timeout=LIMIT_S) as client:
+            await ready(client)
+            headers = {"x-conserve-conversation-id": "c-1"}
+            request = client.stream("POST", "/v1/chat/completions", json=turn(stream=True), headers=headers)
+            async with request as response:
+                lines = response.aiter_lines()
+                first = await anext(lines)
+                gateway.process.terminate()
+                rest = [line async for line in lines]
+        errors = await gateway.ended()
+    assert first.startswith("data: ")
+    assert [line for line in rest if line][-1] == "data: [DONE]"
+    assert gateway.process.returncode == 0
+    assert "Traceback" not in errors
+    (span,) = [span for span in gateway.spans if span.name == "conserve.turn"]
+    assert (span.conversation_id, span.text("conserve.turn.outcome")) == ("c-1", "completed")
+
+
+@pytest.mark.slow
+async def test_a_stream_that_outlasts_the_drain_is_cut_and_counted_as_cancelled(tmp_path: Path) -> None:
+    async with engine(Fault("hang", after_tokens=2)) as hangs:
+        config = listed(tmp_path, hangs.url, gateway="drain_timeout_s = 1.0")
+        async with serving(config) as gateway, httpx2.AsyncClient(base_url=gateway.url) as client:
+            await ready(client)
+            async with client.stream("POST", "/v1/chat/completions", json=turn(stream=True)) as response:
+                lines = response.aiter_lines()
+                await anext(lines)
+                errors = await gateway.stop(signal.SIGTERM)
+                with pytest.raises(httpx2.RemoteProtocolError):
+                    _ = [line async for line in lines]
+    assert gateway.process.returncode == 0
+    assert "Traceback" not in errors
+    (span,) = [span for span in gateway.spans if span.name == "conserve.turn"]
+    assert span.text("conserve.turn.outcome") == "cancelled"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+async def test_told_to_stop_it_ends_quietly(tmp_path: Path, number: signal.Signals, status: int) -> None:
+    async with serving(listed(tmp_path, NOBODY)) as gateway, httpx2.AsyncClient() as client:
+        assert (await client.get(gateway.url + "/health")).status_code == 503
+        errors = await gateway.stop(number)
+    assert gateway.process.returncode == status
+    assert "Traceback" not in errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+async def test_engines_that_it_started_stop_with_it(
+    tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    async with serving(local(tmp_path), "--up") as gateway:
+        pids = [e["pid"] for e in json.loads((tmp_path / "run" / "pool.json").read_text())["engines"]]
+        async with httpx2.AsyncClient(base_url=gateway.url, timeout=LIMIT_S) as client:
+            await ready(client)
+            answer = await client.post("/v1/chat/completions", json=turn())
+        errors = await gateway.stop(number)
+    assert answer.status_code == 200
+    assert gateway.process.returncode == status
+    assert errors.endswith("engines stopped\n")
+    assert "Traceback" not in errors
+    assert len(pids) == 2
+    await eventually(lambda: not any(map(is_running, pids)), "the engines to end")
+
+
+@pytest.mark.slow
+async def test_where_no_engine_listens_a_turn_gets_503_in_bounded_time(tmp_path: Path) -> None:
+    config = listed(tmp_path, NOBODY, gateway="max_wait_s = 0.3")
+    async with (
+        serving(config) as gateway,
+        httpx2.AsyncClient(base_url=gateway.url, timeout=LIMIT_S) as client,
+    ):
+        health = await client.get("/health")
+        answer = await client.post("/v1/chat/completions", json=turn())
+    assert (health.status_code, health.json()["status"]) == (503, "no decode engine is up")
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "no_decode_engine"
+    assert "retry-after" in answer.headers
+
+
+@pytest.mark.slow
+async def test_the_port_that_was_chosen_is_announced(tmp_path: Path) -> None:
+    async with serving(listed(tmp_path, NOBODY)) as gateway:
+        assert not gateway.url.endswith(":0")
+        assert f"decode  decode-0     {NOBODY}" in gateway.announced
+
+
+class WithoutConnector:
+    """A vLLM that was started without a KV connector: it reads no `kv_transfer_params` and gives none."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def received() -> Message:
+            message = await receive()
+            if not message.get("body"):
+                return message
+            body = json.loads(message["body"])
+            body.pop("kv_transfer_params", None)
+            return {**message, "body": json.dumps(body).encode()}
+
+        await self._app(scope, received, send)
+
+
+@pytest.mark.slow
+async def test_a_prefill_engine_without_a_connector_is_a_warning_with_the_fix_and_the_turn_is_served(
+    tmp_path: Path,
+) -> None:
+    config = EmulatedConfig(model=MODEL, name="prefill-0", role=Role.PREFILL)
+    app = create_emulated_engine(config, SystemClock())
+    app.add_middleware(WithoutConnector)
+    async with serve_app(app) as prefill, engine() as decode:
+        text = f'[pools.prefill]\nengines = ["{prefill}"]\n[pools.decode]\nengines = ["{decode.url}"]\n'
+        async with serving(write_config(tmp_path, text)) as gateway:
+            async with httpx2.AsyncClient(base_url=gateway.url, timeout=LIMIT_S) as client:
+                await ready(client, engines=2)
+                answer = await client.post("/v1/chat/completions", json=turn())
+            errors = await gateway.stop(signal.SIGTERM)
+    assert answer.status_code == 200
+    assert answer.headers["x-conserve-path"] == "local-prefill"
+    assert "engine prefill-0 answered the prefill leg without kv_transfer_params" in errors
+    assert "start it with a KV connector (--kv-transfer-config" in errors
