@@ -127,7 +127,7 @@ class LauncherConfig(_Part):
     run_dir: str = ".conserve"
     """Logs and the record of what runs, relative to the working directory."""
     kv_cache_gib: float | None = Field(default=None, gt=0)
-    """KV cache of each CPU engine in GiB (VLLM_CPU_KVCACHE_SPACE); None is 1. GPUs use vLLM's own flags."""
+    """KV cache of each CPU engine in GiB; None is 1. GPUs use vLLM's own flags."""
     max_model_len: int | None = Field(default=None, gt=0)
     flags: tuple[str, ...] = ()
     """Extra vLLM flags for every local engine."""
