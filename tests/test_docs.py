@@ -27,6 +27,11 @@ from pydantic_core import PydanticUndefined
 from conserve_sdk import protocol
 from conserve_server.core.config import Config, parse_config
 from conserve_server.core.errors import ConfigError
+from conserve_server.engines.emulated import load_script
+from conserve_server.engines.emulated.__main__ import parse_arguments
+from conserve_server.engines.emulated.faults import FaultKind
+from conserve_server.engines.engine import Role
+from conserve_server.engines.vllm_command import Model, Slot, vllm_command
 from conserve_server.gateway.identity import ID_HEADERS
 from conserve_server.scheduling.conversation import State
 from conserve_server.telemetry.metrics import GatewayMetrics
@@ -211,6 +216,52 @@ def test_the_gateway_page_lists_exactly_the_metrics_with_their_labels() -> None:
     section = page("gateway.md").partition("\n## Metrics")[2]
     told = {row[0].strip("`"): (row[1], sorted(quoted(row[2]))) for row in rows(section)}
     assert told == metrics()
+
+
+# -- engines.md ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("role", list(Role))
+def test_the_engines_page_names_every_flag_and_variable_of_a_local_engine(role: Role, device: str) -> None:
+    pools = {"prefill": {"count": 1}, "decode": {"count": 1}}
+    config = parse_config({"pools": pools, "launcher": {"max_model_len": 2048}})
+    slot, model = Slot(role, 0, 8100, 5600, "0", "0,1"), Model("/model", is_folder=True)
+    command = vllm_command(config, slot, model, python="python", device=device)
+    flags = {word for word in command.argv if word.startswith("--")}
+    text = page("engines.md")
+    assert {word for word in (*flags, *command.env) if word not in text} == set()
+    assert json.loads(command.argv[command.argv.index("--kv-transfer-config") + 1])["kv_role"] in text
+
+
+def test_the_engines_page_lists_exactly_the_flags_of_the_emulated_engine_with_their_defaults(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    section = page("engines.md").partition("## The emulated engine")[2].partition("**Scripts**")[0]
+    told = {
+        flag: default
+        for row in rows(section)
+        for flag, default in zip(quoted(row[0]), quoted(row[1]) or ["none"], strict=True)
+    }
+    config = parse_arguments([])
+    kept = {f"--{f.name.replace('_', '-')}": getattr(config, f.name) for f in fields(config)}
+    kept |= {"--script": "none", "--speed": 1}
+    assert told == {flag: str(kept[flag]) for flag in told}
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"])
+    helped = set(re.findall(r"^  (--[a-z-]+)", capsys.readouterr().out, re.MULTILINE))
+    assert told.keys() == helped
+
+
+def test_the_script_of_the_engines_page_can_be_loaded(tmp_path: Path) -> None:
+    (script,) = blocks(page("engines.md"), "toml")
+    (tmp_path / "answers.toml").write_text(script.text)
+    assert [rule.match for rule in load_script(tmp_path / "answers.toml")] == ["ferry", 2, None]
+
+
+def test_the_engines_page_lists_exactly_the_faults() -> None:
+    section = page("engines.md").partition("| kind | effect |")[2]
+    assert {row[0].strip("`") for row in rows(section)} == set(get_args(FaultKind))
 
 
 # -- examples that run -----------------------------------------------------------------------
