@@ -8,7 +8,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -57,8 +57,19 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"{args.config} lists running engines: leave out --up, or set pools.decode.count")
     policy_named(config.scheduler.policy)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
-    with listening(config.gateway.host, config.gateway.port) as sockets, _traced() as traces:
-        return asyncio.run(_serve(config, sockets, traces, starts_engines=args.up))
+    with (
+        listening(config.gateway.host, config.gateway.port) as sockets,
+        _traced() as traces,
+        asyncio.Runner(loop_factory=_loop_factory()) as runner,
+    ):
+        return runner.run(_serve(config, sockets, traces, starts_engines=args.up))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where it is installed."""
+    import uvicorn
+
+    return uvicorn.Config("", loop="auto").get_loop_factory()
 
 
 @contextmanager

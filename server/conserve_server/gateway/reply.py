@@ -29,16 +29,15 @@ class Reply:
         if chunk:
             await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
 
-    async def finish(self) -> None:
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+    async def finish(self, last: bytes = b"") -> None:
+        await self._send({"type": "http.response.body", "body": last, "more_body": False})
 
     async def document(self, status: int, document: object, headers: Mapping[str, str]) -> None:
         """A whole JSON answer."""
         body = msgspec.json.encode(document)
         length = {"content-type": "application/json", "content-length": str(len(body))}
         await self.start(status, {**length, **headers})
-        await self.write(body)
-        await self.finish()
+        await self.finish(body)
 
     async def fail(self, error: TurnError, headers: Mapping[str, str]) -> None:
         """The error in OpenAI's shape: as the answer, or as the last event of a stream that has begun."""

@@ -196,8 +196,7 @@ class Turns:
         self._learn(live, reader)
         self._has_output(live)
         await reply.start(answer.status, {**self._headers(live, answer), "content-length": str(len(body))})
-        await reply.write(body)
-        await reply.finish()
+        await reply.finish(body)
 
     async def _pass_refusal(self, live: LiveTurn, answer: Answer, reply: Reply) -> None:
         """The engine refused: a client's fault is passed on as it came, an engine's becomes ours."""
@@ -212,8 +211,7 @@ class Turns:
             )
         live.refused = message
         await reply.start(answer.status, {**self._headers(live, answer), "content-length": str(len(body))})
-        await reply.write(body)
-        await reply.finish()
+        await reply.finish(body)
 
     # -- what is learned on the way --------------------------------------------------------------
 
