@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import os
 import shutil
-import sys
+import signal
+import textwrap
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from conserve_server.core.errors import ConfigError, ConserveError
 
 if TYPE_CHECKING:
-    import aiohttp
-
+    from conserve_server.cli.demo_agent import Result
     from conserve_server.core.config import Config
 
 EXAMPLES: Final = Path("examples")
 CONFIGS: Final = {"vllm": EXAMPLES / "config" / "cpu.toml", "emulated": EXAMPLES / "config" / "emulated.toml"}
-AGENT_TIMEOUT_S: Final = 1200.0
 HEARTBEAT_S: Final = 5.0
+LOOK_TIMEOUT_S: Final = 10.0
+_ANSWER_CELLS: Final = 60
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -42,10 +44,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--agent", type=Path, default=EXAMPLES / "langgraph_agent.py", help="the agent to run"
     )
     parser.add_argument("--report", type=Path, default=Path("build/demo-report.json"))
+    parser.add_argument(
+        "--timeout", type=float, default=1200.0, metavar="SECONDS", help="longest run of the agent"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 if every check holds, 1 if one does not."""
+    """0 if every check holds, 1 if one does not or the agent fails."""
     from conserve_server.core.config import load_config
 
     if not args.agent.is_file():
@@ -55,81 +60,136 @@ def run(args: argparse.Namespace) -> int:
     if args.conversations < 1:
         raise ConfigError(f"--conversations must be at least 1, got {args.conversations}")
     config_path = args.config or CONFIGS[args.engine]
-    return asyncio.run(_demo(args, config_path, load_config(config_path)))
+    config = load_config(config_path)
+    if not config.is_local:
+        raise ConfigError(f"{config_path} starts no engines: pools.decode.count must be at least 1")
+    try:
+        return asyncio.run(_demo(args, config_path, config))
+    except asyncio.CancelledError:
+        return 128 + signal.SIGTERM
 
 
 async def _demo(args: argparse.Namespace, config_path: Path, config: Config) -> int:
-    import aiohttp
+    from rich.console import Console
 
-    from conserve_server.cli.demo_report import Demo, print_summary, write_report
-    from conserve_server.cli.gateway_process import running_gateway
-    from conserve_server.cli.local_pool import started_pool
+    from conserve_server.cli.demo_report import print_summary, print_timelines, write_report
 
+    _cancel_on_sigterm()
     traces = args.report.parent / "demo-traces"
     shutil.rmtree(traces, ignore_errors=True)
-    env = {**os.environ, "CONSERVE_TRACE_DIR": str(traces.absolute())}
-    async with started_pool(config) as pool, aiohttp.ClientSession() as session:
-        log = Path(config.launcher.run_dir) / "logs" / "gateway.log"
-        async with running_gateway(config_path, env, log) as base_url:
-            demo = Demo(base_url, pool.specs, session, config.launcher.engine, config.model)
-            await demo.look_before()
-            ids = await _converse(args, config, base_url, env, session)
-            report = await demo.collect(ids)
-        # The gateway has stopped and with it every span has been written.
-        print_summary(report, traces)
+    report = await _observe(args, config_path, config, traces)
     write_report(report, args.report)
+    console = Console()
+    # Every process has ended, and with it every span has been written.
+    print_timelines(report, traces, console)
+    print_summary(report, console)
+    print(f"report: {args.report}")
+    print(f"see one again: CONSERVE_TRACE_DIR={traces} conserve trace CONVERSATION")
     return 0 if all(check["holds"] for check in report["checks"].values()) else 1
 
 
+def _cancel_on_sigterm() -> None:
+    """SIGTERM ends the demo as Ctrl-C does: what is running is stopped first."""
+    task = asyncio.current_task()
+    if task is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+
+async def _observe(
+    args: argparse.Namespace, config_path: Path, config: Config, traces: Path
+) -> dict[str, Any]:
+    """Run the cluster, and the agent on it: the report."""
+    import aiohttp
+
+    from conserve_server.cli.demo_report import Observer, build_report
+    from conserve_server.cli.gateway_process import running_gateway
+    from conserve_server.cli.local_pool import started_pool
+
+    env, logs = _environment(traces), Path(config.launcher.run_dir) / "logs"
+    timeout = aiohttp.ClientTimeout(total=LOOK_TIMEOUT_S)
+    async with (
+        heartbeat() as doing,
+        started_pool(config) as pool,
+        aiohttp.ClientSession(timeout=timeout) as session,
+    ):
+        doing("starting the gateway")
+        async with running_gateway(config_path, env, logs / "gateway.log") as base_url:
+            observer = Observer(base_url, pool.specs, session)
+            doing("the agent runs", observer.progress)
+            before = await observer.counted()
+            results = await _converse(args, config, base_url, env, logs / "agent.log")
+            reports = [await observer.conversation(result.conversation_id) for result in results]
+            counted, version = await observer.counted() - before, await observer.version()
+            doing("stopping the gateway and the engines")
+    return build_report(reports, counted, engine=config.launcher.engine, version=version, model=config.model)
+
+
+def _environment(traces: Path) -> dict[str, str]:
+    """What the gateway and the agent run with: spans in our files, whatever the user has set."""
+    return {
+        "CONSERVE_TRACE_DIR": str(traces.absolute()),
+        "OTEL_TRACES_EXPORTER": "otlp_json_file",
+        "OTEL_TRACES_SAMPLER": "parentbased_always_on",
+        "OTEL_SDK_DISABLED": "false",
+        "CONSERVE_DISABLED": "",
+    }
+
+
 async def _converse(
-    args: argparse.Namespace,
-    config: Config,
-    base_url: str,
-    env: dict[str, str],
-    session: aiohttp.ClientSession,
-) -> list[str]:
-    """Run the agent in a process of its own, as a user would; the ids of its conversations."""
-    print(f"running {args.conversations} conversations of {args.agent}", flush=True)
-    command = [str(args.agent), "--base-url", f"{base_url}/v1", "--model", config.model]
-    agent = await asyncio.create_subprocess_exec(
-        sys.executable, *command, "--conversations", str(args.conversations), env=env,
-        stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    heartbeat = asyncio.create_task(_heartbeat(base_url, session))
+    args: argparse.Namespace, config: Config, base_url: str, env: dict[str, str], log: Path
+) -> list[Result]:
+    from conserve_server.cli.demo_agent import run_agent
+
+    print(f"running {args.conversations} conversations of {args.agent}; its log is {log}", flush=True)
+    arguments = ("--base-url", f"{base_url}/v1", "--model", config.model)
+    count = ("--conversations", str(args.conversations))
+    results = await run_agent(args.agent, (*arguments, *count), env, log, timeout_s=args.timeout)
+    for result in results:
+        answer = textwrap.shorten(result.answer, _ANSWER_CELLS, placeholder=" …")
+        print(f"  {result.conversation_id[:12]} answered: {answer}", flush=True)
+    if len(results) != args.conversations:
+        raise ConserveError(
+            f"{args.agent} printed the results of {len(results)} conversations, not of {args.conversations}: "
+            'it must print one line {"conversation": …, "answer": …} for each'
+        )
+    return results
+
+
+Look = Callable[[], Awaitable[str]]
+
+
+@asynccontextmanager
+async def heartbeat(interval_s: float = HEARTBEAT_S) -> AsyncIterator[Callable[..., None]]:
+    """Nothing sits silent: a line every `interval_s` seconds with what is under way.
+
+    Call what it gives with a few words, and a look at the details if there is one; it is
+    quiet before the first call.
+    """
+    words, look = "", None
+
+    def doing(what: str, details: Look | None = None) -> None:
+        nonlocal words, look
+        words, look = what, details
+
+    async def beat() -> None:
+        started_s = time.monotonic()
+        while True:
+            await asyncio.sleep(interval_s)
+            if words:
+                details = f": {await _looked(look)}" if look else ""
+                print(f"[{time.monotonic() - started_s:4.0f} s] {words}{details}", flush=True)
+
+    task = asyncio.create_task(beat())
     try:
-        async with asyncio.timeout(AGENT_TIMEOUT_S):
-            output, _ = await agent.communicate()
-    except TimeoutError as error:
-        raise ConserveError(f"{args.agent} was not done within {AGENT_TIMEOUT_S:g} s") from error
+        yield doing
     finally:
-        heartbeat.cancel()
-        if agent.returncode is None:
-            agent.kill()
-            await agent.wait()
-    if agent.returncode != 0:
-        raise ConserveError(f"{args.agent} failed with exit status {agent.returncode}; its error is above")
-    return _conversation_ids(output.decode())
+        task.cancel()
+        await asyncio.wait([task])
 
 
-def _conversation_ids(output: str) -> list[str]:
-    ids = []
-    for line in output.splitlines():
-        if line.startswith('{"conversation"'):
-            result = json.loads(line)
-            ids.append(str(result["conversation"]))
-            print(f"  {result['conversation'][:12]} answered: {result['answer']}")
-    return ids
-
-
-async def _heartbeat(base_url: str, session: aiohttp.ClientSession) -> None:
-    """A line every few seconds: nothing sits silent."""
-    from conserve_server.cli.demo_report import turns_done
-
-    elapsed_s = 0.0
-    while True:
-        await asyncio.sleep(HEARTBEAT_S)
-        elapsed_s += HEARTBEAT_S
-        async with session.get(f"{base_url}/health") as response:
-            engines = (await response.json())["engines"]
-        busy = ", ".join(f"{e['name']} runs {e.get('running', 0)}" for e in engines if e["up"])
-        print(f"[{elapsed_s:4.0f} s] {await turns_done(base_url, session)} turns done; {busy}", flush=True)
+async def _looked(look: Look) -> str:
+    try:
+        async with asyncio.timeout(HEARTBEAT_S):
+            return await look()
+    except (ConserveError, TimeoutError) as error:
+        return str(error) or "the gateway does not answer"

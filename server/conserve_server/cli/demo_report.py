@@ -4,98 +4,81 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import aiohttp
 from rich.console import Console
 
 from conserve_sdk.protocol import ConversationReport, Outcome, conversation_path
+from conserve_server.cli.demo_checks import Counted, checks
+from conserve_server.core.errors import ConserveError
 from conserve_server.engines.engine import EngineSpec, Role
 from conserve_server.engines.vllm_metrics import REQUESTS, TRANSFERS, total, wanted_samples
 
-BLOCK_TOKENS: Final = 32
-"""vLLM's KV block on the CPU: a prefix is cached in whole blocks."""
 
+class Observer:
+    """Looks at a running cluster before and after the agent. Raises ConserveError where it can't."""
 
-@dataclass(frozen=True, slots=True)
-class Counters:
-    """What the engines themselves have counted, since they started."""
-
-    kv_transfers: int
-    prefill_requests: int
-
-
-class Demo:
-    """Looks at a running cluster before and after the agent."""
-
-    def __init__(
-        self,
-        base_url: str,
-        engines: Sequence[EngineSpec],
-        session: aiohttp.ClientSession,
-        kind: str,
-        model: str,
-    ) -> None:
+    def __init__(self, base_url: str, engines: Sequence[EngineSpec], session: aiohttp.ClientSession) -> None:
         self._base_url = base_url
         self._engines = engines
         self._session = session
-        self._kind = kind
-        self._model = model
-        self._before = Counters(0, 0)
 
-    async def look_before(self) -> None:
-        """Remember the engines' counters."""
-        self._before = await self._counters()
+    async def version(self) -> str:
+        """The engines' version, as they say it."""
+        return str(json.loads(await self._page(f"{self._engines[0].url}/version"))["version"])
 
-    async def collect(self, conversation_ids: Sequence[str]) -> dict[str, Any]:
-        """The report document; see the README for its fields."""
-        reports = [await self._conversation(conversation_id) for conversation_id in conversation_ids]
-        after = await self._counters()
-        counted = Counters(
-            after.kv_transfers - self._before.kv_transfers,
-            after.prefill_requests - self._before.prefill_requests,
+    async def counted(self) -> Counted:
+        """The engines' counters now."""
+        pages = [(spec.role, await self._page(f"{spec.url}/metrics")) for spec in self._engines]
+        return Counted(
+            kv_transfers=sum(int(total(page, TRANSFERS)) for role, page in pages if role is Role.DECODE),
+            prefill_requests=sum(int(total(page, REQUESTS)) for role, page in pages if role is Role.PREFILL),
         )
-        return {
-            "engine": self._kind,
-            "engine_version": await self._version(),
-            "model": self._model,
-            "conversations": [_entry(report) for report in reports],
-            "checks": _checks(reports, counted),
-        }
 
-    async def _conversation(self, conversation_id: str) -> ConversationReport:
-        async with self._session.get(self._base_url + conversation_path(conversation_id)) as response:
-            response.raise_for_status()
-            return ConversationReport.from_json(await response.json())
+    async def conversation(self, conversation_id: str) -> ConversationReport:
+        """What the gateway observed of one conversation."""
+        page = await self._page(self._base_url + conversation_path(conversation_id))
+        return ConversationReport.from_json(json.loads(page))
 
-    async def _counters(self) -> Counters:
-        pages = {spec: await self._page(spec.url + "/metrics") for spec in self._engines}
-        return Counters(
-            kv_transfers=sum(int(total(p, TRANSFERS)) for s, p in pages.items() if s.role is Role.DECODE),
-            prefill_requests=sum(int(total(p, REQUESTS)) for s, p in pages.items() if s.role is Role.PREFILL),
-        )
+    async def progress(self) -> str:
+        """A few words on what runs now."""
+        page = await self._page(f"{self._base_url}/metrics")
+        done = int(sum(s.value for s in wanted_samples(page, ("conserve_turns_total",))))
+        engines = json.loads(await self._page(f"{self._base_url}/health"))["engines"]
+        return f"{done} turns done; " + ", ".join(f"{e['name']} runs {e.get('running', 0)}" for e in engines)
 
     async def _page(self, url: str) -> str:
-        async with self._session.get(url) as response:
-            response.raise_for_status()
-            return await response.text()
+        try:
+            async with self._session.get(url) as response:
+                response.raise_for_status()
+                return await response.text()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise ConserveError(f"{url} can't be read: {error or type(error).__name__}") from error
 
-    async def _version(self) -> str:
-        return str(json.loads(await self._page(self._engines[0].url + "/version"))["version"])
 
+def build_report(
+    reports: Sequence[ConversationReport], counted: Counted, *, engine: str, version: str, model: str
+) -> dict[str, Any]:
+    """The document of `build/demo-report.json`.
 
-async def turns_done(base_url: str, session: aiohttp.ClientSession) -> int:
-    """How many turns the gateway has counted out so far."""
-    async with session.get(f"{base_url}/metrics") as response:
-        page = await response.text()
-    return int(sum(s.value for s in wanted_samples(page, ("conserve_turns_total",))))
+    `engine` (`vllm` or `emulated`), `engine_version`, `model`, `conversations`, each with one
+    figure a turn in its lists (null where it was not observed), and `checks`, each with
+    whether it `holds` and a `summary` of what was seen.
+    """
+    return {
+        "engine": engine,
+        "engine_version": version,
+        "model": model,
+        "conversations": [_entry(report) for report in reports],
+        "checks": {name: check.to_json() for name, check in checks(reports, counted).items()},
+    }
 
 
 def _entry(report: ConversationReport) -> dict[str, Any]:
     turns = report.turns
-    completed = all(turn.outcome is Outcome.COMPLETED for turn in turns)
+    completed = bool(turns) and all(turn.outcome is Outcome.COMPLETED for turn in turns)
     return {
         "id": report.id,
         "turns": len(turns),
@@ -111,79 +94,59 @@ def _entry(report: ConversationReport) -> dict[str, Any]:
         "emulated": report.emulated,
         "state": report.state,
         "reserved_kv_tokens": report.reserved_kv_tokens,
-        "outcome": Outcome.COMPLETED if completed and turns else Outcome.FAILED,
+        "outcome": Outcome.COMPLETED if completed else Outcome.FAILED,
     }
 
 
-def _checks(reports: Sequence[ConversationReport], counted: Counters) -> dict[str, dict[str, Any]]:
-    """What must hold, each with what was seen."""
-    transfers = [report.kv_transfers for report in reports]
-    reused = [_least_reuse(report) for report in reports]
-    return {
-        "every_turn_completed": _check(
-            all(t.outcome is Outcome.COMPLETED for r in reports for t in r.turns) and bool(reports),
-            [" ".join(turn.outcome for turn in report.turns) for report in reports],
-        ),
-        "one_kv_transfer_each": _check(all(n == 1 for n in transfers), transfers),
-        "one_decoder_each": _check(
-            all(len(r.decoders) == 1 for r in reports), [list(r.decoders) for r in reports]
-        ),
-        "decoders_counted_the_same_transfers": _check(
-            counted.kv_transfers == len(reports), counted.kv_transfers
-        ),
-        "prefillers_served_first_turns_only": _check(
-            counted.prefill_requests == len(reports), counted.prefill_requests
-        ),
-        "later_turns_reuse_the_previous_prompt": _check(
-            all(share is None or share >= 0 for share in reused), reused
-        ),
-        "released_at_the_end": _check(
-            all(r.state == "ended" and r.reserved_kv_tokens == 0 for r in reports), [r.state for r in reports]
-        ),
-    }
-
-
-def _check(holds: bool, seen: object) -> dict[str, Any]:
-    return {"holds": holds, "seen": seen}
-
-
-def _least_reuse(report: ConversationReport) -> int | None:
-    """Over the later turns, the least of: cached tokens − (the previous prompt − one block)."""
-    pairs = zip(report.turns, report.turns[1:], strict=False)
-    spare = [
-        (later.cached_tokens or 0) - (before.prompt_tokens - BLOCK_TOKENS)
-        for before, later in pairs
-        if before.prompt_tokens is not None
-    ]
-    return min(spare, default=None)
-
-
-def print_summary(report: dict[str, Any], traces: Path) -> None:
-    """Each conversation's timeline, then the checks."""
+def print_timelines(report: dict[str, Any], traces: Path, console: Console) -> None:
+    """Each conversation, drawn from its spans."""
     from conserve_server.telemetry.render import timeline_view
     from conserve_server.telemetry.spans_file import read_spans
     from conserve_server.telemetry.timeline import timeline
 
-    console = Console()
     for entry in report["conversations"]:
         console.rule()
         spans = read_spans(traces, conversation_id=entry["id"])
         console.print(timeline_view(timeline(entry["id"], spans), console.width))
     console.rule()
-    tokens = sum(t or 0 for e in report["conversations"] for t in e["cached_tokens"][1:])
-    prompts = sum(t or 0 for e in report["conversations"] for t in e["prompt_tokens"][1:])
-    kind = "real vLLM" if report["engine"] == "vllm" else "EMULATED engines"
-    console.print(
-        f"{len(report['conversations'])} conversations on {kind} {report['engine_version']}, "
-        f"model {report['model']}: {tokens} of {prompts} prompt tokens of later turns came from the KV cache"
+
+
+def print_summary(report: dict[str, Any], console: Console) -> None:
+    """What ran, how much of it came from the cache, and the checks."""
+    conversations = report["conversations"]
+    turns = sum(entry["turns"] for entry in conversations)
+    cached, prompt = (
+        sum(tokens or 0 for entry in conversations for tokens in entry[key][1:])
+        for key in ("cached_tokens", "prompt_tokens")
     )
-    for name, check in report["checks"].items():
-        console.print(f"  {'ok  ' if check['holds'] else 'FAIL'} {name.replace('_', ' ')}: {check['seen']}")
-    console.print(f"see any of them again: CONSERVE_TRACE_DIR={traces} conserve trace CONVERSATION")
+    share = f" ({cached / prompt:.0%})" if prompt else ""
+    lines = [
+        f"{len(conversations)} conversations, {turns} turns on {_engines(report)}, {report['model']}",
+        f"{cached} of {prompt} prompt tokens of later turns{share} came from the KV cache",
+        *_check_lines(report["checks"]),
+    ]
+    console.print("\n".join(lines), highlight=False, markup=False)
+
+
+def _engines(report: dict[str, Any]) -> str:
+    if report["engine"] == "emulated":
+        return "EMULATED engines (modelled times)"
+    return f"vLLM {report['engine_version']}"
+
+
+def _check_lines(found: dict[str, dict[str, Any]]) -> list[str]:
+    width = max(map(len, found), default=0)
+    return [
+        f"  {'ok  ' if check['holds'] else 'FAIL'}  {_words(name):{width}}  {check['summary']}"
+        for name, check in found.items()
+    ]
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ").replace(" kv ", " KV ")
 
 
 def write_report(report: dict[str, Any], path: Path) -> None:
     """Write the report as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=2) + "\n")
-    Console().print(f"report: {path}")

@@ -9,47 +9,57 @@ from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from conserve_server.core.errors import ConserveError
+from conserve_server.cli.process_log import begin_log, failed_with_log
 
 if TYPE_CHECKING:
     import aiohttp
 
-START_TIMEOUT_S: Final = 30.0
+    from conserve_server.engines.engine_process import EngineProcess
+
+START_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 10.0
+_LOOK_TIMEOUT_S: Final = 5.0
 _POLL_S: Final = 0.1
 
 
 @asynccontextmanager
-async def running_gateway(config: Path, env: Mapping[str, str], log: Path) -> AsyncIterator[str]:
-    """The base URL of a gateway that can serve. Raises ConserveError with its log if it does not come up."""
+async def running_gateway(
+    config: Path, env: Mapping[str, str], log: Path, *, start_timeout_s: float = START_TIMEOUT_S
+) -> AsyncIterator[str]:
+    """The base URL of a gateway that can serve; it ends with the block, or with this process.
+
+    Raises ConserveError with the end of its log if it does not come up. `env` is added to
+    this process's own environment.
+    """
+    from conserve_server.engines.engine_process import running
     from conserve_server.engines.ports import hold_port
 
-    with ExitStack() as held, log.open("wb") as log_file:
+    with ExitStack() as held:
         port = hold_port(held, "127.0.0.1")
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "conserve_server.cli.main", "serve", str(config), "--port", str(port),
-            env=dict(env), stdout=log_file, stderr=log_file,
-        )  # fmt: skip
-        base_url = f"http://127.0.0.1:{port}"
-        try:
-            await _wait_ready(base_url, process, log)
+        argv = (
+            *(sys.executable, "-m", "conserve_server.cli.main", "serve", str(config)),
+            *("--host", "127.0.0.1", "--port", str(port)),
+        )
+        begin_log(log, argv)
+        async with running(argv, env, log, STOP_TIMEOUT_S) as process:
+            base_url = f"http://127.0.0.1:{port}"
+            await _wait_ready(base_url, process, log, start_timeout_s)
             yield base_url
-        finally:
-            await _stop(process)
 
 
-async def _wait_ready(base_url: str, process: asyncio.subprocess.Process, log: Path) -> None:
+async def _wait_ready(base_url: str, process: EngineProcess, log: Path, timeout_s: float) -> None:
     import aiohttp
 
+    limit = aiohttp.ClientTimeout(total=_LOOK_TIMEOUT_S)
     try:
-        async with asyncio.timeout(START_TIMEOUT_S), aiohttp.ClientSession() as session:
-            while process.returncode is None:
+        async with asyncio.timeout(timeout_s), aiohttp.ClientSession(timeout=limit) as session:
+            while process.exit_code is None:
                 if await _is_ready(session, base_url):
                     return
                 await asyncio.sleep(_POLL_S)
     except TimeoutError as error:
-        raise ConserveError(_not_ready(f"was not ready within {START_TIMEOUT_S:g} s", log)) from error
-    raise ConserveError(_not_ready(f"ended with exit status {process.returncode}", log))
+        raise failed_with_log(f"the gateway was not ready within {timeout_s:g} s", log) from error
+    raise failed_with_log(f"the gateway ended with exit status {process.exit_code}", log)
 
 
 async def _is_ready(session: aiohttp.ClientSession, base_url: str) -> bool:
@@ -58,21 +68,5 @@ async def _is_ready(session: aiohttp.ClientSession, base_url: str) -> bool:
     try:
         async with session.get(f"{base_url}/health") as response:
             return response.status == 200
-    except aiohttp.ClientError:
+    except (aiohttp.ClientError, TimeoutError):
         return False
-
-
-async def _stop(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is not None:
-        return
-    process.terminate()
-    try:
-        await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-
-
-def _not_ready(what: str, log: Path) -> str:
-    tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
-    return f"the gateway {what}; the end of {log}:\n{tail}"
