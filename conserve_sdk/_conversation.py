@@ -39,7 +39,7 @@ class Entry:
 
     conversation: Conversation
     outer: Entry | None
-    note_gateway: Callable[[Gateway], None]
+    note_gateway: Callable[[Gateway], Callable[[], None]]
     is_open: bool = True
 
 

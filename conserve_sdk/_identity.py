@@ -19,16 +19,16 @@ _LANGCHAIN_CONFIG: Final = "langchain_core.runnables.config"
 class Identity:
     """What identifies a conversation on the wire and on spans.
 
-    `note_gateway` takes where a request went; None where no conversation object is there to
-    be told. `other_thread_id` is the running graph's thread, where that is named otherwise
-    than every conversation around.
+    `note_gateway` takes where a request goes and gives back what to call once it was
+    answered; None where no conversation object is there to be told. `other_thread_id` is the
+    running graph's thread, where that is named otherwise than every conversation around.
     """
 
     conversation_id: str
     parent_id: str | None = None
     agent: str | None = None
     other_thread_id: str | None = None
-    note_gateway: Callable[[Gateway], None] | None = None
+    note_gateway: Callable[[Gateway], Callable[[], None]] | None = None
 
     def headers(self) -> dict[str, str]:
         """The request headers; an agent name that no header can carry is left out."""

@@ -6,7 +6,9 @@ import logging
 import sys
 import threading
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Final
 
 from conserve_sdk._control import Gateway
@@ -17,7 +19,7 @@ from conserve_sdk.protocol import ToolEvent
 _log = logging.getLogger("conserve_sdk")
 
 HELD_EVENTS: Final = 256
-"""Tool boundaries kept until the first request shows where the gateway is; the oldest go first."""
+"""Tool boundaries kept until a gateway has answered a model call; the oldest go first."""
 
 
 class Link:
@@ -29,6 +31,7 @@ class Link:
         self._lock = threading.RLock()
         self._gateways: dict[str, Gateway] = {}
         self._unreleased: set[str] = set()
+        self._answering: set[str] = set()
         self._held: deque[tuple[ToolEvent, float]] = deque(maxlen=HELD_EVENTS)
 
     @property
@@ -36,23 +39,33 @@ class Link:
         """Whether a gateway has seen the conversation."""
         return bool(self._gateways)
 
-    def connect(self, gateway: Gateway) -> None:
-        """A request went to `gateway`: from now on events go there, those held so far first."""
+    def connect(self, gateway: Gateway) -> Callable[[], None]:
+        """A request goes to `gateway`; call what comes back once it has answered.
+
+        Only then does the gateway know the conversation: events that overtake the request
+        would be refused.
+        """
         with self._lock:
             self._gateways.pop(gateway.root, None)
             self._gateways[gateway.root] = gateway
             self._unreleased.add(gateway.root)
+        return partial(self._answered, gateway)
+
+    def _answered(self, gateway: Gateway) -> None:
+        """From now on events go there, those held so far first."""
+        with self._lock:
+            self._answering.add(gateway.root)
             while self._held:
                 event, at_s = self._held.popleft()
                 self._delivery.put(Boundary(gateway, self._conversation_id, event, at_s))
 
     def emit(self, event: ToolEvent, at_s: float) -> None:
-        """Send a boundary that happened at `at_s` (monotonic), or hold it until a gateway is known."""
+        """Send a boundary that happened at `at_s` (monotonic), or hold it until a gateway has answered."""
         with self._lock:
-            if not self._gateways:
+            if not self._answering:
                 self._held.append((event, at_s))
-            for gateway in self._gateways.values():
-                self._delivery.put(Boundary(gateway, self._conversation_id, event, at_s))
+            for root in sorted(self._answering):
+                self._delivery.put(Boundary(self._gateways[root], self._conversation_id, event, at_s))
 
     def release(self) -> None:
         """Tell every gateway that saw the conversation since its last release that it has ended."""

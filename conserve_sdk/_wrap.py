@@ -25,6 +25,8 @@ _log = logging.getLogger("conserve_sdk")
 
 _ADDED: Final = "conserve_sdk.added"
 """Key of a request's extensions: the headers that we put there, so that a redirect can shed them."""
+_ANSWERED: Final = "conserve_sdk.answered"
+"""Key of a request's extensions: what to call once the gateway has answered."""
 
 _ACCEPTED: Final = (
     "openai.OpenAI, openai.AsyncOpenAI, langchain_openai.ChatOpenAI, httpx2.Client or httpx2.AsyncClient"
@@ -74,11 +76,24 @@ class RequestTagger:
         is_ours = request.headers[CONVERSATION_ID] == identity.conversation_id
         if is_ours and identity.note_gateway is not None:
             authorization = request.headers.get("authorization")
-            identity.note_gateway(Gateway.seen_at(str(request.url), authorization))
+            gateway = Gateway.seen_at(str(request.url), authorization)
+            request.extensions[_ANSWERED] = identity.note_gateway(gateway)
 
     def _remove(self, request: httpx2.Request) -> None:
         for name in request.extensions.get(_ADDED, ()):
             request.headers.pop(name, None)
+
+
+def note_answer(response: httpx2.Response) -> None:
+    """The gateway knows the conversation from here on, if it took the request."""
+    answered = response.request.extensions.get(_ANSWERED)
+    if answered is not None and response.is_success:
+        answered()
+
+
+async def note_answer_async(response: httpx2.Response) -> None:
+    """`note_answer` for an `httpx2.AsyncClient`."""
+    note_answer(response)
 
 
 class SyncHook:
@@ -183,7 +198,9 @@ def _hook(hookable: _Hookable) -> None:
             hook.tagger.allowed = AllowList(hook.tagger.allowed.entries | allowed.entries)
             return
     tagger = RequestTagger(allowed)
-    hooks.append(SyncHook(tagger) if _is_sync(hookable.http) else AsyncHook(tagger))
+    is_sync = _is_sync(hookable.http)
+    hooks.append(SyncHook(tagger) if is_sync else AsyncHook(tagger))
+    hookable.http.event_hooks["response"].append(note_answer if is_sync else note_answer_async)
 
 
 def _is_sync(http: httpx2.Client | httpx2.AsyncClient) -> bool:

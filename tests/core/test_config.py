@@ -25,6 +25,10 @@ def test_two_listed_pools_are_enough() -> None:
         ({"pools": {"decode": {"engines": ["10.0.0.7:8100"]}}}, "is not a URL such as"),
         ({"pools": {"decode": {"engines": ["http://a"], "count": 1}}}, "both engines and count"),
         ({"pools": {"decode": {"count": 2, "cores": ["0"]}}}, "cores must have one entry for each of its 2"),
+        (
+            {"pools": {"decode": {"count": 1}, "prefill": {"count": 1, "gpus": ["1"]}}},
+            "only one pool has gpus",
+        ),
         ({"pools": {"decode": {"count": 1}}, "gateway": {"port": "80"}}, "gateway.port: "),
         ({"pools": {"decode": {"count": 1}}, "gateway": {"max_wait_s": 0.0}}, "gateway.max_wait_s: "),
         ({"pools": {"decode": {"count": 1}, "prefill": {"engines": ["http://a"]}}}, "do the same in both"),

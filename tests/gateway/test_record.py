@@ -3,8 +3,9 @@
 import pytest
 
 from conserve_sdk.protocol import Outcome, Path, ToolEvent, TurnReport
+from conserve_server.core.errors import InvalidRequest
 from conserve_server.gateway.identity import Identity
-from conserve_server.gateway.record import ENDED, ConversationLog, ConversationRecord
+from conserve_server.gateway.record import ENDED, MAX_TOOLS, ConversationLog, ConversationRecord
 
 
 def record_of(first_arrival_s: float = 0.0) -> ConversationRecord:
@@ -70,3 +71,13 @@ def test_a_conversation_that_had_ended_goes_on_with_its_turns() -> None:
     again = log.open(Identity("a", False), "m", 9.0)
     assert again is first
     assert again.ended_as is None
+
+
+def test_tool_calls_beyond_the_limit_are_refused_and_known_ones_still_end() -> None:
+    record = record_of()
+    for number in range(MAX_TOOLS):
+        record.note_tool(ToolEvent("start", str(number), "search"))
+    with pytest.raises(InvalidRequest, match="tool calls already"):
+        record.note_tool(ToolEvent("start", "one more", "search"))
+    record.note_tool(ToolEvent("end", "0", "search", duration_s=0.1))
+    assert record.tools["0"].duration_s == 0.1

@@ -149,3 +149,9 @@ async def test_metrics_count_turns_and_name_no_conversation(gateway: Served) -> 
     assert 'conserve_turns_total{outcome="completed",path="remote-prefill"} 1.0' in page
     assert "conserve_kv_transfers_total 1.0" in page
     assert "secret-id" not in page
+
+
+async def test_events_that_are_too_large_are_refused_before_they_are_read(gateway: Served) -> None:
+    await gateway.ask("a", "hello")
+    response = await gateway.client.post("/v1/conversations/a/events", content=b" " * (1024 * 1024 + 1))
+    assert (await error_of(response, 413))["code"] == "body_too_large"

@@ -283,3 +283,10 @@ async def test_a_transfer_that_fails_binds_nothing_and_the_next_turn_is_placed_a
         assert report["reserved_kv_tokens"] == 0
         again = await gateway.ask("a", TEXT)
         assert (again.status_code, again.headers["x-conserve-path"]) == (200, "remote-prefill")
+
+
+async def test_a_conversation_whose_first_turn_failed_is_not_kept_as_live(serve: Serve) -> None:
+    broken = [engine_config(Role.DECODE, "decode-0", faults=(Fault("status", status=500),))]
+    async with serve(decode=broken) as gateway:
+        await gateway.ask("a", TEXT)
+        assert (await gateway.report("a"))["state"] == "ended"

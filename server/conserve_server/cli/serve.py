@@ -35,8 +35,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--up", action="store_true", help="start the configuration's local engines first")
     parser.add_argument("--host", help="listen here instead of gateway.host")
     parser.add_argument(
-        "--port", type=int, help="listen on this port instead of gateway.port (0: any free one)"
+        "--port", type=_port, help="listen on this port instead of gateway.port (0: any free one)"
     )
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"a port is a number from 0 to 65535, got {text}")
+    return port
 
 
 def run(args: argparse.Namespace) -> int:

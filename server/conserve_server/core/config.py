@@ -106,6 +106,8 @@ class PoolsConfig(_Part):
                 "decode has no engines: list their URLs in pools.decode.engines, "
                 "or set pools.decode.count to start some"
             )
+        if self.prefill.count and self.decode.count and bool(self.prefill.gpus) != bool(self.decode.gpus):
+            raise ValueError("only one pool has gpus: name the GPUs of both, so that no engine shares one")
         if bool(self.prefill.engines) and bool(self.decode.count):
             raise ValueError(
                 "prefill lists running engines while decode starts local ones; do the same in both"

@@ -9,8 +9,11 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from conserve_sdk.protocol import ConversationReport, Path, ToolEvent, ToolReport, TurnReport
+from conserve_server.core.errors import InvalidRequest
 from conserve_server.gateway.identity import Identity
 
+MAX_TOOLS = 10_000
+"""Tool calls kept for one conversation: a few MB at most."""
 ENDED = "ended"
 EXPIRED = "expired"
 
@@ -60,8 +63,15 @@ class ConversationRecord:
 
     def note_tool(self, event: ToolEvent) -> None:
         """Note a tool boundary; an end without its start, or a late one, counts all the same."""
-        if event.kind == "start" and event.call_id in self.tools:
+        is_known = event.call_id in self.tools
+        if event.kind == "start" and is_known:
             return
+        if not is_known and len(self.tools) >= MAX_TOOLS:
+            raise InvalidRequest(
+                f"conversation {self.identity.conversation_id!r} has {MAX_TOOLS} tool calls already, "
+                "more are not kept: end it and go on in another",
+                code="too_many_tools",
+            )
         self.tools[event.call_id] = ToolReport(event.call_id, event.name, event.duration_s, event.outcome)
 
     def report(self, *, state: str, reserved_kv_tokens: int) -> ConversationReport:

@@ -53,8 +53,11 @@ def _latin(text: str) -> bytes:
     return text.encode("latin-1", errors="replace")
 
 
-async def read_body(receive: Receive, limit_bytes: int) -> bytes:
-    """The request's whole body. Raises InvalidRequest (413) beyond the limit, ClientGone if it breaks off."""
+async def read_body(receive: Receive, limit_bytes: int, *, fix: str) -> bytes:
+    """The request's whole body. Raises InvalidRequest (413) beyond the limit, ClientGone if it breaks off.
+
+    `fix` says what to do about a body that is too large.
+    """
     chunks: list[bytes] = []
     size = 0
     while True:
@@ -65,7 +68,7 @@ async def read_body(receive: Receive, limit_bytes: int) -> bytes:
         size += len(chunk)
         if size > limit_bytes:
             raise InvalidRequest(
-                f"the body is larger than {limit_bytes} bytes: shorten it, or raise gateway.max_body_bytes",
+                f"the body is larger than {limit_bytes} bytes: {fix}",
                 code="body_too_large",
                 status=413,
             )

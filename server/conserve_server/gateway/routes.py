@@ -14,6 +14,7 @@ from conserve_server.core.errors import InvalidRequest
 from conserve_server.gateway.cluster import Cluster
 from conserve_server.gateway.coordinator import Coordinator
 from conserve_server.gateway.record import ENDED, ConversationLog, ConversationRecord
+from conserve_server.gateway.reply import read_body
 from conserve_server.telemetry.metrics import CONTENT_TYPE, GatewayMetrics
 
 MAX_EVENTS_BYTES = 1024 * 1024
@@ -107,7 +108,8 @@ class Routes:
     async def take_events(self, request: Request) -> Response:
         """Note tool boundaries that the SDK saw."""
         _, record = self._find(request)
-        for event in _read_events(await request.body()):
+        body = await read_body(request.receive, MAX_EVENTS_BYTES, fix="send fewer events at once")
+        for event in _read_events(body):
             record.note_tool(event)
         return Response(status_code=204)
 
@@ -149,10 +151,6 @@ class Routes:
 
 
 def _read_events(body: bytes) -> list[ToolEvent]:
-    if len(body) > MAX_EVENTS_BYTES:
-        raise InvalidRequest(
-            f"events are larger than {MAX_EVENTS_BYTES} bytes", code="body_too_large", status=413
-        )
     try:
         found = msgspec.json.decode(body, type=_Events).events
         return [

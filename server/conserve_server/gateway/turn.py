@@ -93,6 +93,8 @@ class Turns:
         self._coordinator.ended(live.turn, live.kv_tokens)
         if is_final:
             self._coordinator.end_conversation(live.turn.conversation_id)
+        if self._coordinator.scheduler.find(live.turn.conversation_id) is None:
+            # Ended; or never bound, and so forgotten: nothing would expire its record.
             self._log.end(live.turn.conversation_id, ENDED)
 
     def _add_transfer(self, live: LiveTurn, trace: TurnTrace) -> None:

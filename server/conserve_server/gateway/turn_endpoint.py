@@ -28,7 +28,9 @@ class TurnEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         reply = Reply(send)
         try:
-            body = await read_body(receive, self._max_body_bytes)
+            body = await read_body(
+                receive, self._max_body_bytes, fix="shorten it, or raise gateway.max_body_bytes"
+            )
         except ClientGone:
             return
         except TurnError as error:

@@ -140,9 +140,7 @@ class Scheduler:
             self.pools.decode_over(conversation.pinned.pop(turn_id), turn_id)
             self._settle(conversation, kv_tokens)
         else:
-            conversation.followers = type(conversation.followers)(
-                t for t in conversation.followers if t.id != turn_id
-            )
+            conversation.followers = deque(t for t in conversation.followers if t.id != turn_id)
         if not conversation.has_turns:
             self._rest(conversation, now_s)
         return self._admit()
