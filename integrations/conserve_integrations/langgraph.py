@@ -6,11 +6,14 @@ with conserve_sdk.conversation() as conversation:
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.runnables import RunnableConfig
+from langchain_core.tools import ToolException
 
 from conserve_sdk import Conversation, ToolCall
 
@@ -26,7 +29,7 @@ class ToolBoundaries(BaseCallbackHandler):
 
     def __init__(self, conversation: Conversation) -> None:
         self._conversation = conversation
-        self._open: dict[UUID, ToolCall] = {}
+        self._open: dict[UUID, tuple[ToolCall, Callable[[], object]]] = {}
 
     def on_tool_start(
         self, serialized: dict[str, Any] | None, input_str: str, *, run_id: UUID, **kwargs: Any
@@ -36,22 +39,42 @@ class ToolBoundaries(BaseCallbackHandler):
         name = kwargs.get("name") or (serialized or {}).get("name") or "tool"
         call_id = kwargs.get("tool_call_id") or str(run_id)
         call = self._conversation.tool(str(name), str(call_id), traced=False)
-        self._open[run_id] = call.__enter__()
+        self._open[run_id] = call.__enter__(), self._watch_task(run_id)
 
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        """Called by LangChain: the tool returned."""
-        del output, kwargs
-        self._close(run_id, None)
+        """Called by LangChain: the tool returned, if only to say that it failed (`handle_tool_error`)."""
+        del kwargs
+        self._close(run_id, ToolException() if getattr(output, "status", None) == "error" else None)
 
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
-        """Called by LangChain: the tool raised, or was cancelled."""
+        """Called by LangChain: the tool raised."""
         del kwargs
         self._close(run_id, error)
 
+    def _watch_task(self, run_id: UUID) -> Callable[[], object]:
+        """End the call with its task: LangChain says nothing of a tool that was cancelled.
+
+        Call what comes back when the call has ended otherwise.
+        """
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:  # no event loop runs in this thread
+            task = None
+        if task is None:
+            return lambda: None
+
+        def ended(_: asyncio.Task[Any]) -> None:
+            self._close(run_id, asyncio.CancelledError())
+
+        task.add_done_callback(ended)
+        return lambda: task.remove_done_callback(ended)
+
     def _close(self, run_id: UUID, error: BaseException | None) -> None:
-        call = self._open.pop(run_id, None)
-        if call is not None:
+        found = self._open.pop(run_id, None)
+        if found is not None:
+            call, unwatch = found
             call.__exit__(type(error) if error else None, error, None)
+            unwatch()
 
 
 def run_config(conversation: Conversation) -> RunnableConfig:
