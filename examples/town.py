@@ -56,9 +56,4 @@ CALCULATE = _schema(
         "b": {"type": "integer", "minimum": 1, "maximum": 999},
     },
 )
-PLAN = [
-    ("search_notes", SEARCH),
-    ("search_notes", SEARCH),
-    ("calculate", CALCULATE),
-    ("calculate", CALCULATE),
-]
+PLAN = [("search_notes", SEARCH)] * 2 + [("calculate", CALCULATE)] * 2
