@@ -19,6 +19,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGES = {
     "conserve_sdk": ROOT / "conserve_sdk",
     "conserve_server": ROOT / "server" / "conserve_server",
+    "conserve_vllm": ROOT / "server" / "conserve_vllm",
     "conserve_integrations": ROOT / "integrations" / "conserve_integrations",
 }
 
