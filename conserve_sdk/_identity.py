@@ -1,9 +1,9 @@
-"""Whose request or span this is: our own block's, else the LangGraph thread's."""
+"""Whose request or span this is: our own block's, else the LangGraph thread's, and which branch of it."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,6 +13,9 @@ from conserve_sdk._control import Gateway
 from conserve_sdk._conversation import innermost_entry, is_inside
 
 _LANGCHAIN_CONFIG: Final = "langchain_core.runnables.config"
+_NAMESPACE_SEPARATOR: Final = "|"
+_SENT: Final = "__pregel_push"
+"""How LangGraph's paths of tasks begin that were sent (`Send`), several of one node at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +25,14 @@ class Identity:
     `note_gateway` takes where a request goes and gives back what to call once it was
     answered; None where no conversation object is there to be told. `other_thread_id` is the
     running graph's thread, where that is named otherwise than every conversation around.
+    `branch` names the part of a LangGraph thread whose prompts grow beside the others': a
+    subgraph's run, or a task that was sent.
     """
 
     conversation_id: str
     parent_id: str | None = None
     agent: str | None = None
+    branch: str | None = None
     other_thread_id: str | None = None
     note_gateway: Callable[[Gateway], Callable[[], None]] | None = None
 
@@ -35,6 +41,7 @@ class Identity:
         named = {
             protocol.CONVERSATION_ID: self.conversation_id,
             protocol.PARENT_ID: self.parent_id,
+            protocol.BRANCH: self.branch,
             protocol.AGENT: protocol.clean_id(self.agent) if self.agent is not None else None,
         }
         return {name: value for name, value in named.items() if value is not None}
@@ -42,25 +49,45 @@ class Identity:
 
 def resolve_identity() -> Identity | None:
     """The conversation that what happens here belongs to; None outside of any."""
-    thread_id = _langgraph_thread_id()
+    config = _langgraph_config()
+    thread_id = _thread_id(config)
     entry = innermost_entry()
     if entry is None:
-        return Identity(thread_id) if thread_id is not None else None
+        return Identity(thread_id, branch=_branch(config)) if thread_id is not None else None
     conversation = entry.conversation
     is_other = thread_id is not None and not is_inside(entry, thread_id)
     return Identity(
         conversation.id,
         conversation.parent_id,
         conversation.agent,
-        thread_id if is_other else None,
-        entry.note_gateway,
+        # A conversation of its own inside a node is a child already.
+        branch=_branch(config) if thread_id == conversation.id else None,
+        other_thread_id=thread_id if is_other else None,
+        note_gateway=entry.note_gateway,
     )
 
 
-def _langgraph_thread_id() -> str | None:
-    """`configurable.thread_id` of the graph that is running; langchain is never imported for it."""
+def _langgraph_config() -> dict[str, Any]:
+    """The configuration of the graph that is running; langchain is never imported for it."""
     module = sys.modules.get(_LANGCHAIN_CONFIG)
     variable: ContextVar[Any] | None = getattr(module, "var_child_runnable_config", None)
-    config = variable.get() if variable is not None else None
-    thread_id = (config.get("configurable") or {}).get("thread_id") if config else None
+    return (variable.get() if variable is not None else None) or {}
+
+
+def _thread_id(config: dict[str, Any]) -> str | None:
+    thread_id = (config.get("configurable") or {}).get("thread_id")
     return protocol.clean_id(str(thread_id)) if thread_id is not None else None
+
+
+def _branch(config: dict[str, Any]) -> str | None:
+    """What of the checkpoint namespace stays the same as long as one prompt grows.
+
+    The namespace has a part for each graph around, `node:task` joined by `|`. Every step of a
+    graph is a task of its own, so the last part says nothing of the prompt, unless the task was
+    sent: then several of one node run at once, each with a prompt of its own.
+    """
+    namespace = str((config.get("configurable") or {}).get("checkpoint_ns") or "")
+    path: Sequence[object] = (config.get("metadata") or {}).get("langgraph_path") or ()
+    was_sent = bool(path) and path[0] == _SENT
+    branch = namespace if was_sent else namespace.rpartition(_NAMESPACE_SEPARATOR)[0]
+    return protocol.clean_id(branch)

@@ -17,6 +17,9 @@ from typing import Any, Final, Literal, Self
 CONVERSATION_ID: Final = "x-conserve-conversation-id"
 PARENT_ID: Final = "x-conserve-parent-id"
 AGENT: Final = "x-conserve-agent"
+BRANCH: Final = "x-conserve-branch"
+"""Names one of several prompts that grow side by side in the conversation, such as a LangGraph
+subgraph's; each branch is a child conversation with a binding of its own (`branch_id`)."""
 FINAL: Final = "x-conserve-final"
 """`true` on a request says that this turn is the conversation's last."""
 
@@ -31,14 +34,17 @@ RECEIPT_EMULATED: Final = "x-conserve-emulated"
 """`true` where an emulated engine answered; absent on real engines."""
 
 MAX_ID_LENGTH: Final = 256
-"""Longest identifier that is read, in characters; longer ones are cut."""
+"""Longest identifier, in characters; a longer one is shortened to its beginning and a digest."""
+
+CONVERSATIONS_PATH: Final = "/v1/conversations"
+"""Lists recent conversations (`GET`)."""
 
 
 def conversation_path(conversation_id: str) -> str:
     """The path of a conversation's report (`GET`) and release (`DELETE`)."""
     from urllib.parse import quote
 
-    return f"/v1/conversations/{quote(conversation_id, safe='')}"
+    return f"{CONVERSATIONS_PATH}/{quote(conversation_id, safe='')}"
 
 
 def events_path(conversation_id: str) -> str:
@@ -61,8 +67,23 @@ def trace_dir() -> pathlib.Path:
 
 def clean_id(text: str) -> str | None:
     """The identifier as both sides write it: printable ASCII, at most `MAX_ID_LENGTH`; None if empty."""
-    kept = "".join(c for c in text if " " <= c <= "~").strip()[:MAX_ID_LENGTH]
-    return kept or None
+    kept = "".join(c for c in text if " " <= c <= "~").strip()
+    return _shortened(kept) if kept else None
+
+
+def branch_id(conversation_id: str, branch: str) -> str:
+    """The identifier of a conversation's branch; both are clean identifiers."""
+    return _shortened(f"{conversation_id}/{branch}")
+
+
+def _shortened(text: str) -> str:
+    """The text itself, or its beginning and a digest of the whole: two long ones never become one."""
+    if len(text) <= MAX_ID_LENGTH:
+        return text
+    from hashlib import blake2b
+
+    digest = blake2b(text.encode(), digest_size=16).hexdigest()
+    return f"{text[: MAX_ID_LENGTH - len(digest) - 1]}~{digest}"
 
 
 class Path(StrEnum):
@@ -144,7 +165,8 @@ class ConversationReport:
     `ttfet_s`, time to first effective token: the first token of the last turn minus the
     start of the first, time in which no turn was running left out (ConServe, section
     "metrics": tool time excluded). `reserved_kv_tokens` is what the scheduler holds for it
-    on its decoder now, 0 once it has ended.
+    on its decoder now, 0 once it has ended. `synthetic`: no client named it, it was recognised
+    by its message history. `children` names its branches.
     """
 
     id: str
@@ -152,6 +174,7 @@ class ConversationReport:
     synthetic: bool = False
     agent: str | None = None
     parent_id: str | None = None
+    children: tuple[str, ...] = ()
     model: str | None = None
     decoder: str | None = None
     decoders: tuple[str, ...] = ()
@@ -173,7 +196,8 @@ class ConversationReport:
         known = _known(cls, document)
         known["turns"] = tuple(_turn(t) for t in document.get("turns", ()))
         known["tools"] = tuple(_tool(t) for t in document.get("tools", ()))
-        known["decoders"] = tuple(document.get("decoders", ()))
+        for name in ("decoders", "children"):
+            known[name] = tuple(document.get(name, ()))
         return cls(**known)
 
     def __str__(self) -> str:

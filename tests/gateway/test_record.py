@@ -5,11 +5,11 @@ import pytest
 from conserve_sdk.protocol import Outcome, Path, ToolEvent, TurnReport
 from conserve_server.core.errors import InvalidRequest
 from conserve_server.gateway.identity import Identity
-from conserve_server.gateway.record import ENDED, MAX_TOOLS, ConversationLog, ConversationRecord
+from conserve_server.gateway.record import MAX_TOOLS, ConversationRecord
 
 
 def record_of(first_arrival_s: float = 0.0) -> ConversationRecord:
-    return ConversationRecord(Identity("a", False), "m", first_arrival_s)
+    return ConversationRecord(Identity(conversation_id="a", tenant="t", model="m"), first_arrival_s)
 
 
 def run_turn(record: ConversationRecord, arrived_s: float, first_token_s: float | None, end_s: float) -> None:
@@ -53,24 +53,6 @@ def test_a_tool_end_without_its_start_counts() -> None:
     record.note_tool(ToolEvent("end", "c1", "search", duration_s=0.2, outcome=Outcome.COMPLETED))
     record.note_tool(ToolEvent("start", "c1", "search"))
     assert record.tools["c1"].duration_s == 0.2
-
-
-def test_the_log_forgets_the_conversations_that_ended_first() -> None:
-    log = ConversationLog(ended_kept=1)
-    for name in ("a", "b"):
-        log.open(Identity(name, False), "m", 0.0)
-        log.end(name, ENDED)
-    assert log.find("a") is None
-    assert log.find("b") is not None
-
-
-def test_a_conversation_that_had_ended_goes_on_with_its_turns() -> None:
-    log = ConversationLog(ended_kept=5)
-    first = log.open(Identity("a", False), "m", 0.0)
-    log.end("a", ENDED)
-    again = log.open(Identity("a", False), "m", 9.0)
-    assert again is first
-    assert again.ended_as is None
 
 
 def test_tool_calls_beyond_the_limit_are_refused_and_known_ones_still_end() -> None:

@@ -101,8 +101,9 @@ async def test_first_turns_that_race_share_one_decoder_and_one_transfer(gateway:
     assert await gateway.engine_metric("prefill-0", "vllm:request_success_total") == 1
 
 
-async def test_a_request_without_an_identifier_is_a_conversation_of_one_turn(gateway: Served) -> None:
-    answer = await gateway.ask(None, TEXT)
+async def test_a_completion_without_an_identifier_is_a_conversation_of_one_turn(gateway: Served) -> None:
+    body = {"model": MODEL, "prompt": TEXT, "max_tokens": 4}
+    answer = await gateway.client.post("/v1/completions", json=body)
     report = await gateway.report(answer.headers["x-conserve-conversation-id"])
     assert (report["synthetic"], report["state"], report["reserved_kv_tokens"]) == (True, "ended", 0)
 

@@ -11,15 +11,47 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from conserve_server.core.errors import ConfigError
 
 Seconds = Annotated[float, Field(gt=0)]
+TenantName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    # Inputs stay out of errors: they may be keys.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
+
+
+class TenantConfig(_Part):
+    """One tenant: the API keys that are its, and its own limits where they differ from the gateway's."""
+
+    api_keys: tuple[SecretStr, ...] = ()
+    api_keys_file: str | None = None
+    """A file with one key a line, `#` begins a comment; relative to the working directory."""
+    max_conversations: int | None = Field(default=None, gt=0)
+    max_concurrent_turns: int | None = Field(default=None, gt=0)
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _from_list(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _has_keys(self) -> Self:
+        if not self.api_keys and self.api_keys_file is None:
+            raise ValueError("has no keys: set its api_keys or its api_keys_file")
+        return self
 
 
 class GatewayConfig(_Part):
@@ -34,8 +66,24 @@ class GatewayConfig(_Part):
     """Longest silence of an engine within one leg, then 504."""
     idle_timeout_s: Seconds = 3600.0
     """A conversation with no turn for this long has ended; its reservation is freed."""
+    synthetic_idle_timeout_s: Seconds = 300.0
+    """The same for a conversation that no client named. Shorter: nobody can release one, most are
+    over after one turn, and a tool rarely runs longer."""
+    recognised_kept: int = Field(default=50_000, ge=0)
+    """How many conversations of one tenant and model can be recognised by their message history;
+    0 recognises none. Each takes about half a kilobyte."""
     ended_kept: int = Field(default=10_000, ge=0)
-    """How many ended conversations can still be read by `GET /v1/conversations/{id}`."""
+    """How many ended conversations of a tenant can still be read by `GET /v1/conversations/{id}`."""
+    max_conversations: int = Field(default=100_000, gt=0)
+    """Live conversations of one tenant; a new one beyond them is a 429. Bounds the gateway's memory."""
+    max_concurrent_turns: int = Field(default=10_000, gt=0)
+    """Turns of one tenant that run or wait at once, then 429. Bounds what waiting bodies take."""
+    tenants: dict[TenantName, TenantConfig] = Field(default_factory=dict)
+    """Who may send turns, by API key. Without any, everything is one tenant and no key is asked for."""
+    admin_key: SecretStr | None = None
+    """Opens every tenant's conversations, and no turns. `CONSERVE_ADMIN_KEY` in the environment wins."""
+    metrics_need_admin_key: bool = False
+    """Whether `/metrics`, and the engines in `/health`, are shown to the admin key only."""
     probe_interval_s: Seconds = 1.0
     """Time between two looks at an engine's health and metrics."""
     drain_timeout_s: Seconds = 30.0

@@ -4,7 +4,9 @@ ConserveError                 message names the thing and the fix
 ├── ConfigError               the configuration can't be used               exit 2
 ├── EngineStartError          a local engine did not come up                exit 1
 └── TurnError                 a turn can't be served: `status`, `code`      HTTP
-    ├── InvalidRequest        400, 404, 413: the client must change something
+    ├── InvalidRequest        400, 404, 409, 413: the client must change something
+    ├── Unauthorized          401, 403: the API key is missing, unknown or not enough
+    ├── LimitReached          429: the tenant has too much at once; `retry_after_s`
     ├── NoCapacity            503: no room now; `retry_after_s`
     └── EngineFailed          502, 504: an engine refused, died or hung
 """
@@ -41,10 +43,28 @@ class TurnError(ConserveError):
 
 
 class InvalidRequest(TurnError):
-    """The client must change something: 400, 404 or 413."""
+    """The client must change something: 400, 404, 409 or 413."""
 
     status = 400
     kind = "invalid_request_error"
+
+
+class Unauthorized(TurnError):
+    """The API key is missing, unknown (401) or not enough (403). No message repeats a key."""
+
+    status = 401
+    kind = "invalid_request_error"
+
+
+class LimitReached(TurnError):
+    """The tenant has as much at once as it may have; try again after `retry_after_s` seconds."""
+
+    status = 429
+    kind = "rate_limit_error"
+
+    def __init__(self, message: str, *, code: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, code=code)
+        self.retry_after_s = retry_after_s
 
 
 class NoCapacity(TurnError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,10 +21,13 @@ from conserve_server.core.errors import InvalidRequest, TurnError
 from conserve_server.engines.engine import EngineSpec, Role
 from conserve_server.engines.vllm import VllmEngine
 from conserve_server.gateway.cluster import Cluster
+from conserve_server.gateway.conversation_routes import ConversationRoutes
+from conserve_server.gateway.conversations import Conversations
 from conserve_server.gateway.coordinator import Coordinator
 from conserve_server.gateway.errors import error_document, error_headers
-from conserve_server.gateway.record import EXPIRED, ConversationLog
+from conserve_server.gateway.limits import TurnLimits
 from conserve_server.gateway.routes import Routes
+from conserve_server.gateway.tenants import Tenants
 from conserve_server.gateway.turn import Turns
 from conserve_server.gateway.turn_endpoint import TurnEndpoint
 from conserve_server.scheduling.policy import Policy
@@ -34,30 +36,31 @@ from conserve_server.telemetry.metrics import GatewayMetrics
 
 COMPLETIONS = ("/v1/chat/completions", "/v1/completions")
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
     """What one running gateway is made of."""
 
     endpoint: TurnEndpoint
-    routes: Routes
+    routes: list[Route]
     cluster: Cluster
-    coordinator: Coordinator
-    conversations: ConversationLog
+    conversations: Conversations
 
 
 def create_app(
     config: Config, *, engines: Sequence[EngineSpec], policy: Policy, clock: Clock, tracer: Tracer
 ) -> Starlette:
-    """The gateway over these engines. Its parts live as long as the application's lifespan."""
+    """The gateway over these engines. Its parts live as long as the application's lifespan.
+
+    Raises ConfigError where the tenants' keys can't be used.
+    """
+    tenants = Tenants.from_config(config.gateway)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         connector = aiohttp.TCPConnector(limit=0)  # the scheduler bounds what runs, not the socket pool
         async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
-            parts = _build(config, engines, policy, clock, tracer, session)
+            parts = _build(config, engines, policy, clock, tracer, session, tenants)
             app.router.routes.extend(_routes(parts))
             async with asyncio.TaskGroup() as background:
                 tasks = _start_background(background, parts, config, clock)
@@ -84,6 +87,7 @@ def _build(
     clock: Clock,
     tracer: Tracer,
     session: aiohttp.ClientSession,
+    tenants: Tenants,
 ) -> _Parts:
     gateway = config.gateway
     scheduler = Scheduler(
@@ -96,25 +100,39 @@ def _build(
         scheduler, clock, max_wait_s=gateway.max_wait_s, leg_timeout_s=gateway.turn_timeout_s
     )
     metrics = GatewayMetrics()
-    conversations = ConversationLog(gateway.ended_kept)
+    conversations = Conversations.from_config(gateway, coordinator)
     engines = [VllmEngine(spec, session, silence_timeout_s=gateway.turn_timeout_s) for spec in specs]
     cluster = Cluster(engines, coordinator, metrics)
     turns = Turns(
         coordinator=coordinator,
         cluster=cluster,
-        log=conversations,
+        conversations=conversations,
         metrics=metrics,
         tracer=tracer,
         clock=clock,
     )
-    routes = Routes(cluster=cluster, coordinator=coordinator, log=conversations, metrics=metrics)
-    endpoint = TurnEndpoint(turns, cluster, gateway.max_body_bytes)
-    return _Parts(endpoint, routes, cluster, coordinator, conversations)
+    routes = Routes(
+        cluster=cluster,
+        coordinator=coordinator,
+        metrics=metrics,
+        tenants=tenants,
+        metrics_need_admin_key=gateway.metrics_need_admin_key,
+    )
+    of_conversations = ConversationRoutes(conversations, coordinator.scheduler, tenants)
+    endpoint = TurnEndpoint(
+        turns=turns,
+        cluster=cluster,
+        tenants=tenants,
+        limits=TurnLimits.from_config(gateway),
+        recognition=conversations.recognition,
+        max_body_bytes=gateway.max_body_bytes,
+    )
+    return _Parts(endpoint, [*routes.table(), *of_conversations.table()], cluster, conversations)
 
 
 def _routes(parts: _Parts) -> list[Route]:
     turns = [Route(path, parts.endpoint, methods=["POST"]) for path in COMPLETIONS]
-    return [*turns, *parts.routes.table()]
+    return [*turns, *parts.routes]
 
 
 def _start_background(
@@ -125,18 +143,15 @@ def _start_background(
         group.create_task(parts.cluster.watch(engine, clock, interval_s), name=f"watch {engine.spec.name}")
         for engine in parts.cluster.engines
     ]
-    expiry = group.create_task(_expire_idle(parts, clock, config.gateway.idle_timeout_s, interval_s))
+    expiry = group.create_task(_expire_idle(parts.conversations, clock, interval_s))
     return [*watches, expiry]
 
 
-async def _expire_idle(parts: _Parts, clock: Clock, idle_timeout_s: float, interval_s: float) -> None:
+async def _expire_idle(conversations: Conversations, clock: Clock, interval_s: float) -> None:
     """End conversations that have been without a turn for too long."""
     while True:
         await clock.sleep(interval_s)
-        for conversation_id in parts.coordinator.scheduler.idle_since(clock.now_s() - idle_timeout_s):
-            log.info("conversation %r expired after %g s without a turn", conversation_id, idle_timeout_s)
-            parts.coordinator.end_conversation(conversation_id)
-            parts.conversations.end(conversation_id, EXPIRED)
+        conversations.expire(clock.now_s())
 
 
 async def _answer_error(_request: Request, error: Exception) -> Response:
@@ -148,7 +163,9 @@ async def _answer_error(_request: Request, error: Exception) -> Response:
 async def _answer_http_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
-    known = ", ".join((*COMPLETIONS, "/v1/models", "/v1/conversations/{id}", "/health", "/metrics"))
+    known = ", ".join(
+        (*COMPLETIONS, "/v1/models", "/v1/conversations", "/v1/conversations/{id}", "/health", "/metrics")
+    )
     message = f"{request.method} {request.url.path}: {error.detail}; this gateway serves {known}"
     wrong = InvalidRequest(message, code="no_such_route", status=error.status_code)
     return JSONResponse(error_document(wrong), error.status_code, error.headers)

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from conserve_server.core.errors import NoCapacity, TurnError
+from conserve_server.core.errors import LimitReached, NoCapacity, TurnError, Unauthorized
 
 
 def error_document(error: TurnError) -> dict[str, Any]:
@@ -18,9 +18,11 @@ def error_document(error: TurnError) -> dict[str, Any]:
 
 
 def error_headers(error: TurnError) -> dict[str, str]:
-    """`retry-after` in whole seconds where trying again makes sense."""
-    if isinstance(error, NoCapacity):
+    """`retry-after` in whole seconds where trying again makes sense, and the scheme of a missing key."""
+    if isinstance(error, (NoCapacity, LimitReached)):
         return {"retry-after": str(math.ceil(error.retry_after_s))}
+    if isinstance(error, Unauthorized) and error.status == 401:
+        return {"www-authenticate": "Bearer"}
     return {}
 
 

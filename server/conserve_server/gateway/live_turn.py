@@ -21,6 +21,8 @@ from conserve_sdk.protocol import (
 )
 from conserve_server.core.turn import Placement, Turn
 from conserve_server.engines.wire import EngineTiming, Usage
+from conserve_server.gateway.identity import Identity
+from conserve_server.gateway.recognition import Watch
 from conserve_server.gateway.record import ConversationRecord
 from conserve_server.gateway.request import TurnRequest
 from conserve_server.telemetry import names
@@ -32,10 +34,12 @@ class LiveTurn:
 
     turn: Turn
     request: TurnRequest
+    identity: Identity
     record: ConversationRecord
     index: int
     arrived_s: float
     gap_s: float
+    watch: Watch | None = None
     placement: Placement | None = None
     wait_s: float | None = None
     prefill_s: float | None = None
@@ -111,7 +115,7 @@ class LiveTurn:
 
     def receipt(self) -> dict[str, str]:
         """The route receipt: response headers that say where the turn ran and why it was there."""
-        headers = {CONVERSATION_ID: self.turn.conversation_id, RECEIPT_TURN: str(self.index)}
+        headers = {CONVERSATION_ID: self.identity.conversation_id, RECEIPT_TURN: str(self.index)}
         if self.placement is not None:
             headers[RECEIPT_PATH] = self.placement.path
             headers[RECEIPT_DECODER] = self.placement.decoder

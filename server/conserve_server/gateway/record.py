@@ -5,7 +5,6 @@ Bindings and reservations are the scheduler's; nothing here decides anything.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from conserve_sdk.protocol import ConversationReport, Path, ToolEvent, ToolReport, TurnReport
@@ -23,12 +22,12 @@ class ConversationRecord:
     """One conversation as observed. `gap_s` is the time so far in which none of its turns ran."""
 
     identity: Identity
-    model: str
     first_arrival_s: float
     is_emulated: bool = False
     ended_as: str | None = None
     kv_transfers: int = 0
     turns_begun: int = 0
+    last_turn_s: float = 0.0
     turns: dict[int, TurnReport] = field(default_factory=dict)
     tools: dict[str, ToolReport] = field(default_factory=dict)
     decoders: list[str] = field(default_factory=list)
@@ -38,11 +37,17 @@ class ConversationRecord:
     _last_end_s: float | None = None
     _last_effective_turn: int = 0
 
+    @property
+    def has_turns(self) -> bool:
+        """Whether one of its turns is running."""
+        return self._running > 0
+
     def begin_turn(self, now_s: float) -> int:
         """Count a turn in; its number, from 1."""
         if self._running == 0 and self._last_end_s is not None:
             self.gap_s += now_s - self._last_end_s
         self._running += 1
+        self.last_turn_s = now_s
         self.turns_begun += 1
         return self.turns_begun
 
@@ -74,15 +79,18 @@ class ConversationRecord:
             )
         self.tools[event.call_id] = ToolReport(event.call_id, event.name, event.duration_s, event.outcome)
 
-    def report(self, *, state: str, reserved_kv_tokens: int) -> ConversationReport:
-        """The report, with what only the scheduler knows."""
+    def report(
+        self, *, state: str, reserved_kv_tokens: int, children: tuple[str, ...] = ()
+    ) -> ConversationReport:
+        """The report, with what only the scheduler and the log know."""
         return ConversationReport(
             id=self.identity.conversation_id,
             state=self.ended_as or state,
             synthetic=self.identity.is_synthetic,
             agent=self.identity.agent,
             parent_id=self.identity.parent_id,
-            model=self.model,
+            children=children,
+            model=self.identity.model,
             decoder=self.decoders[-1] if self.decoders else None,
             decoders=tuple(dict.fromkeys(self.decoders)),
             kv_transfers=self.kv_transfers,
@@ -92,36 +100,3 @@ class ConversationRecord:
             turns=tuple(self.turns[i] for i in sorted(self.turns)),
             tools=tuple(self.tools.values()),
         )
-
-
-class ConversationLog:
-    """Live conversations, and the last `ended_kept` that have ended, oldest forgotten first."""
-
-    def __init__(self, ended_kept: int) -> None:
-        self._ended_kept = ended_kept
-        self._live: dict[str, ConversationRecord] = {}
-        self._ended: OrderedDict[str, ConversationRecord] = OrderedDict()
-
-    def open(self, identity: Identity, model: str, now_s: float) -> ConversationRecord:
-        """The record of that conversation; one that had ended goes on."""
-        key = identity.conversation_id
-        record = self._live.get(key) or self._ended.pop(key, None)
-        if record is None:
-            record = ConversationRecord(identity, model, now_s)
-        record.ended_as = None
-        self._live[key] = record
-        return record
-
-    def find(self, conversation_id: str) -> ConversationRecord | None:
-        """The record of a live or a remembered conversation."""
-        return self._live.get(conversation_id) or self._ended.get(conversation_id)
-
-    def end(self, conversation_id: str, ended_as: str) -> None:
-        """Keep the record among the ended; nothing if it is not live."""
-        record = self._live.pop(conversation_id, None)
-        if record is None:
-            return
-        record.ended_as = ended_as
-        self._ended[conversation_id] = record
-        while len(self._ended) > self._ended_kept:
-            self._ended.popitem(last=False)

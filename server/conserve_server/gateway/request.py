@@ -43,7 +43,7 @@ def parse_request(path: str, body: bytes) -> TurnRequest:
     """Read a completion request. Raises InvalidRequest naming the field that is wrong."""
     try:
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise InvalidRequest(f"the body must be a JSON object: {error}", code="invalid_json") from error
     model: str | None = _field(fields, "model", str, None)
     if not model:

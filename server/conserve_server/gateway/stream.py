@@ -7,6 +7,7 @@ from typing import TypeVar
 import msgspec
 
 from conserve_server.engines.wire import EngineTiming, Usage
+from conserve_server.gateway.answer import AnswerGatherer
 
 T = TypeVar("T")
 
@@ -76,16 +77,17 @@ class EventStreamReader(AnswerReader):
     """Reads a streamed answer (server-sent events), event by event.
 
     `hides_usage`: the usage event was asked for by the gateway and not by the client, who
-    gets every other byte as the engine sent it.
+    gets every other byte as the engine sent it. `gatherer` is shown every event, where one is given.
     """
 
-    def __init__(self, *, hides_usage: bool) -> None:
+    def __init__(self, *, hides_usage: bool, gatherer: AnswerGatherer | None = None) -> None:
         super().__init__()
         self.has_output = False
         """Whether an output token has come: vLLM's first event of a chat names only the role."""
         self.error: str | None = None
         """What an engine that failed within a stream says in an event of its own."""
         self._hides_usage = hides_usage
+        self._gatherer = gatherer
         self._partial = b""
 
     def feed(self, chunk: bytes) -> bytes:
@@ -99,6 +101,8 @@ class EventStreamReader(AnswerReader):
         if not end:
             return b"" if self._hides_usage else chunk
         events = complete + end
+        if self._gatherer is not None:
+            self._gatherer.read_events(complete.split(_EVENT_END))
         if _HAS_ERROR in events or not self.has_output:
             self._watch(complete.split(_EVENT_END))
         if _HAS_USAGE in events:

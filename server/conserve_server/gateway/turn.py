@@ -15,10 +15,11 @@ from conserve_server.core.errors import EngineFailed, TurnError
 from conserve_server.engines.engine import Answer, PrefillAnswer
 from conserve_server.engines.vllm import error_message
 from conserve_server.gateway.cluster import Cluster
+from conserve_server.gateway.conversations import Conversations
 from conserve_server.gateway.coordinator import Coordinator
-from conserve_server.gateway.identity import Identity
+from conserve_server.gateway.identity import DEFAULT_TENANT, Identity
 from conserve_server.gateway.live_turn import LiveTurn, span_attributes
-from conserve_server.gateway.record import ENDED, ConversationLog
+from conserve_server.gateway.recognition import Watch
 from conserve_server.gateway.reply import Reply
 from conserve_server.gateway.request import TurnRequest
 from conserve_server.gateway.stream import AnswerReader, EventStreamReader
@@ -38,23 +39,32 @@ class Turns:
         *,
         coordinator: Coordinator,
         cluster: Cluster,
-        log: ConversationLog,
+        conversations: Conversations,
         metrics: GatewayMetrics,
         tracer: Tracer,
         clock: Clock,
     ) -> None:
         self._coordinator = coordinator
         self._cluster = cluster
-        self._log = log
+        self._conversations = conversations
         self._metrics = metrics
         self._tracer = tracer
         self._clock = clock
 
     async def serve(
-        self, request: TurnRequest, identity: Identity, headers: Mapping[str, str], reply: Reply
+        self,
+        request: TurnRequest,
+        identity: Identity,
+        headers: Mapping[str, str],
+        reply: Reply,
+        watch: Watch | None = None,
     ) -> None:
-        """Run one turn to its end and answer the client, errors included."""
-        live = self._begin(request, identity)
+        """Run one turn to its end and answer the client, errors included.
+
+        Raises LimitReached (429) before anything has begun. `watch`: the answer of a conversation
+        that no client named is gathered for it.
+        """
+        live = self._begin(request, identity, watch)
         trace = TurnTrace(self._tracer, headers, identity.conversation_id, _first_attributes(live, identity))
         outcome, error = Outcome.FAILED, None
         try:
@@ -67,20 +77,19 @@ class Turns:
             error = problem
             await reply.fail(problem, live.receipt())
         finally:
-            self._end(live, trace, outcome, error, is_final=identity.is_final)
+            self._end(live, trace, outcome, error)
 
     # -- begin and end -------------------------------------------------------------------------
 
-    def _begin(self, request: TurnRequest, identity: Identity) -> LiveTurn:
+    def _begin(self, request: TurnRequest, identity: Identity, watch: Watch | None) -> LiveTurn:
         now_s = self._clock.now_s()
-        record = self._log.open(identity, request.model, now_s)
+        record = self._conversations.open(identity, now_s)
         index = record.begin_turn(now_s)
-        turn = self._coordinator.arrive(identity.conversation_id, len(request.body))
-        return LiveTurn(turn, request, record, index, now_s, record.gap_s)
+        turn = self._coordinator.arrive(identity.key, len(request.body))
+        self._conversations.make_room()
+        return LiveTurn(turn, request, identity, record, index, now_s, record.gap_s, watch)
 
-    def _end(
-        self, live: LiveTurn, trace: TurnTrace, outcome: Outcome, error: TurnError | None, *, is_final: bool
-    ) -> None:
+    def _end(self, live: LiveTurn, trace: TurnTrace, outcome: Outcome, error: TurnError | None) -> None:
         now_s = self._clock.now_s()
         message = str(error) if error else live.refused
         report = live.report(outcome, now_s, message)
@@ -91,11 +100,10 @@ class Turns:
         trace.end(attributes, error_type=error_type, message=message)
         self._metrics.turn_ended(report)
         self._coordinator.ended(live.turn, live.kv_tokens)
-        if is_final:
-            self._coordinator.end_conversation(live.turn.conversation_id)
-        if self._coordinator.scheduler.find(live.turn.conversation_id) is None:
-            # Ended; or never bound, and so forgotten: nothing would expire its record.
-            self._log.end(live.turn.conversation_id, ENDED)
+        is_completed = outcome is Outcome.COMPLETED
+        self._conversations.turn_ended(
+            live.identity, live.record, live.watch, is_completed=is_completed, now_s=now_s
+        )
 
     def _add_transfer(self, live: LiveTurn, trace: TurnTrace) -> None:
         """The transfer's span, once the engine (or the first token) has told how long it took."""
@@ -138,7 +146,7 @@ class Turns:
                 answer = await engine.prefill(live.request.path, live.request.prefill_body(), headers)
                 span.set_attribute(names.INPUT_TOKENS, answer.prompt_tokens)
         except EngineFailed as error:
-            log.warning("the prefill leg of conversation %r failed: %s", live.turn.conversation_id, error)
+            log.warning("the prefill leg of conversation %r failed: %s", live.identity.conversation_id, error)
             self._coordinator.prefill_failed(live.turn)
             return None
         live.prefill_s = self._clock.now_s() - started_s
@@ -171,7 +179,8 @@ class Turns:
                 yield answer
 
     async def _stream(self, live: LiveTurn, answer: Answer, reply: Reply) -> None:
-        reader = EventStreamReader(hides_usage=not live.request.wants_usage)
+        gatherer = live.watch.answer if live.watch is not None else None
+        reader = EventStreamReader(hides_usage=not live.request.wants_usage, gatherer=gatherer)
         try:
             async for chunk in answer.chunks():
                 if not reply.has_started:
@@ -195,6 +204,8 @@ class Turns:
             raise _empty(live)
         reader = AnswerReader()
         reader.read_document(body)
+        if live.watch is not None:
+            live.watch.answer.read_document(body)
         self._learn(live, reader)
         self._has_output(live)
         await reply.start(answer.status, {**self._headers(live, answer), "content-length": str(len(body))})
@@ -240,7 +251,7 @@ class Turns:
 
 def _leg_headers(live: LiveTurn, span: Span) -> dict[str, str]:
     """What an engine is told besides the body: the conversation (vLLM reads it) and the trace."""
-    return {"x-session-id": live.turn.conversation_id, **trace_headers(span)}
+    return {"x-session-id": live.identity.engine_session, **trace_headers(span)}
 
 
 def _first_attributes(live: LiveTurn, identity: Identity) -> dict[str, str | int | bool]:
@@ -249,6 +260,8 @@ def _first_attributes(live: LiveTurn, identity: Identity) -> dict[str, str | int
         names.REQUEST_MODEL: live.request.model,
         names.SYNTHETIC: identity.is_synthetic,
     }
+    if identity.tenant != DEFAULT_TENANT:
+        found[names.TENANT] = identity.tenant
     if identity.agent is not None:
         found[names.AGENT_NAME] = identity.agent
     if identity.parent_id is not None:

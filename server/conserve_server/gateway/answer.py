@@ -1,0 +1,127 @@
+"""What an engine answered, gathered in passing, so that the client's next request is recognised by it.
+
+Only for conversations that no client named: all others' answers go through unread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from conserve_server.gateway.history import ToolCall, canonical_answer, canonical_arguments, canonical_message
+
+MAX_ANSWER_CHARS: Final = 1024 * 1024
+"""A longer answer is not gathered to its end: its conversation goes on as a new one."""
+
+
+class _FunctionDelta(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _CallDelta(msgspec.Struct):
+    index: int = 0
+    id: str | None = None
+    function: _FunctionDelta | None = None
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    tool_calls: list[_CallDelta] | None = None
+
+
+class _ChoiceDelta(msgspec.Struct):
+    index: int = 0
+    delta: _Delta | None = None
+
+
+class _Choice(msgspec.Struct):
+    message: msgspec.Raw = msgspec.Raw()
+
+
+class _Response(msgspec.Struct):
+    id: str | None = None
+
+
+class _Event(msgspec.Struct):
+    choices: list[_ChoiceDelta] = []
+    response: _Response | None = None
+
+
+class _Document(msgspec.Struct):
+    object: str = ""
+    id: str | None = None
+    choices: list[_Choice] = []
+
+
+@dataclass(slots=True)
+class _Call:
+    id: str | None = None
+    name: str = ""
+    arguments: list[str] = field(default_factory=list)
+
+
+class AnswerGatherer:
+    """One answer's first choice. `response_id` is the answer's own id in the Responses API."""
+
+    def __init__(self) -> None:
+        self.response_id: str | None = None
+        self._message: bytes | None = None
+        self._text: list[str] = []
+        self._calls: dict[int, _Call] = {}
+        self._chars = 0
+
+    def canonical(self) -> bytes | None:
+        """The answer in its canonical form; None if there was none, or too much of it."""
+        if self._message is not None:
+            return self._message
+        if not (self._text or self._calls) or self._chars > MAX_ANSWER_CHARS:
+            return None
+        calls = [
+            ToolCall(call.id, call.name, canonical_arguments("".join(call.arguments)))
+            for _, call in sorted(self._calls.items())
+        ]
+        return canonical_answer("".join(self._text), calls)
+
+    def read_document(self, body: bytes) -> None:
+        """Take in an answer that was not streamed."""
+        try:
+            found = msgspec.json.decode(body, type=_Document)
+        except (msgspec.MsgspecError, RecursionError):
+            return
+        if found.object == "response":
+            self.response_id = found.id
+        if found.choices and found.choices[0].message and len(body) <= MAX_ANSWER_CHARS:
+            self._message = canonical_message(found.choices[0].message)
+
+    def read_events(self, events: Sequence[bytes]) -> None:
+        """Take in whole server-sent events."""
+        for event in events:
+            if self._chars <= MAX_ANSWER_CHARS:
+                self._read_event(event[event.find(b"data:") + 5 :])
+
+    def _read_event(self, document: bytes) -> None:
+        try:
+            found = msgspec.json.decode(document, type=_Event)
+        except (msgspec.MsgspecError, RecursionError):
+            return  # the end mark, or not ours to judge
+        if found.response is not None and found.response.id:
+            self.response_id = found.response.id
+        for choice in found.choices:
+            if choice.index == 0 and choice.delta is not None:
+                self._add(choice.delta)
+
+    def _add(self, delta: _Delta) -> None:
+        if delta.content:
+            self._text.append(delta.content)
+            self._chars += len(delta.content)
+        for piece in delta.tool_calls or ():
+            call = self._calls.setdefault(piece.index, _Call())
+            call.id = piece.id or call.id
+            if piece.function is not None:
+                call.name += piece.function.name or ""
+                call.arguments.append(piece.function.arguments or "")
+                self._chars += len(piece.function.arguments or "") + len(piece.function.name or "") + 1

@@ -1,0 +1,161 @@
+"""The gateway's routes over conversations: list, report, release, tool boundaries.
+
+A tenant sees its own alone, as if there were no others; the admin key sees all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, Literal
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from conserve_sdk.protocol import CONVERSATIONS_PATH, Outcome, ToolEvent, clean_id
+from conserve_server.core.errors import InvalidRequest
+from conserve_server.gateway.conversations import Conversations
+from conserve_server.gateway.record import ConversationRecord
+from conserve_server.gateway.reply import read_body
+from conserve_server.gateway.tenants import Caller, Tenants
+from conserve_server.scheduling.scheduler import Scheduler
+
+MAX_EVENTS_BYTES: Final = 1024 * 1024
+LISTED: Final = 20
+MAX_LISTED: Final = 1000
+_DETAILS: Final = ("turns", "tools")
+
+
+class _Event(msgspec.Struct):
+    kind: Literal["start", "end"]
+    call_id: str
+    name: str
+    elapsed_s: float = 0.0
+    duration_s: float | None = None
+    outcome: str | None = None
+
+
+class _Events(msgspec.Struct):
+    events: list[_Event]
+
+
+class ConversationRoutes:
+    """What was observed of conversations, and what their clients may say about them."""
+
+    def __init__(self, conversations: Conversations, scheduler: Scheduler, tenants: Tenants) -> None:
+        self._conversations = conversations
+        self._scheduler = scheduler
+        self._tenants = tenants
+
+    def table(self) -> list[Route]:
+        """The routes, for the application."""
+        one = CONVERSATIONS_PATH + "/{conversation_id:path}"
+        return [
+            Route(CONVERSATIONS_PATH, self.recent, methods=["GET"]),
+            Route(one + "/events", self.take_events, methods=["POST"]),
+            Route(one, self.report, methods=["GET"]),
+            Route(one, self.release, methods=["DELETE"]),
+        ]
+
+    async def recent(self, request: Request) -> Response:
+        """The conversations with the latest turns, without the turns themselves."""
+        caller, tenants = self._caller(request)
+        limit = _limit(request.query_params.get("limit", str(LISTED)))
+        documents = [
+            self._summary(record, caller) for record in self._conversations.log.recent(tenants, limit)
+        ]
+        return JSONResponse({"object": "list", "data": documents})
+
+    async def report(self, request: Request) -> Response:
+        """What was observed of one conversation: with the model of its latest turn, unless one is named."""
+        caller, found = self._find(request)
+        return JSONResponse(self._document(found[0], caller))
+
+    async def release(self, request: Request) -> Response:
+        """End a conversation and its branches: reservations are freed once the running turns have ended."""
+        caller, found = self._find(request)
+        for record in found:
+            self._conversations.release(record)
+        return JSONResponse(self._document(found[0], caller))
+
+    async def take_events(self, request: Request) -> Response:
+        """Note tool boundaries that the SDK saw."""
+        _, found = self._find(request)
+        body = await read_body(request.receive, MAX_EVENTS_BYTES, fix="send fewer events at once")
+        for event in _read_events(body):
+            found[0].note_tool(event)
+        return Response(status_code=204)
+
+    def _caller(self, request: Request) -> tuple[Caller, Sequence[str]]:
+        """Who asks, and the tenants that are theirs to see."""
+        caller = self._tenants.caller(request.headers.get("authorization"))
+        if caller.tenant is not None:
+            return caller, (caller.tenant,)
+        asked = request.query_params.get("tenant")
+        return caller, self._tenants.names if asked is None else (asked,)
+
+    def _find(self, request: Request) -> tuple[Caller, list[ConversationRecord]]:
+        """The records of the conversation in the path, one a model, latest first. Raises a 404 or 409."""
+        caller, tenants = self._caller(request)
+        asked: str = request.path_params["conversation_id"]
+        model = request.query_params.get("model")
+        found = self._conversations.log.find(tenants, clean_id(asked) or "", model)
+        if not found:
+            raise InvalidRequest(
+                f"no conversation {asked!r} is known here: it never sent a turn to this gateway, "
+                "or it ended long ago",
+                code="conversation_not_found",
+                param="conversation_id",
+                status=404,
+            )
+        owners = sorted({record.identity.tenant for record in found})
+        if len(owners) > 1:
+            raise InvalidRequest(
+                f"several tenants have a conversation {asked!r}: add ?tenant=, one of {', '.join(owners)}",
+                code="ambiguous_conversation",
+                param="tenant",
+                status=409,
+            )
+        return caller, found
+
+    def _document(self, record: ConversationRecord, caller: Caller) -> dict[str, Any]:
+        live = self._scheduler.find(record.identity.key)
+        branches = self._conversations.log.branches(record)
+        report = record.report(
+            state=live.state if live else "new",
+            reserved_kv_tokens=self._scheduler.reserved_tokens(record.identity.key),
+            children=tuple(branch.identity.conversation_id for branch in branches),
+        )
+        return report.to_json() | ({"tenant": record.identity.tenant} if caller.is_admin else {})
+
+    def _summary(self, record: ConversationRecord, caller: Caller) -> dict[str, Any]:
+        document = self._document(record, caller)
+        counts = {f"{name.removesuffix('s')}_count": len(document[name]) for name in _DETAILS}
+        return {name: value for name, value in document.items() if name not in _DETAILS} | counts
+
+
+def _limit(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MAX_LISTED or len(text) > 9:
+        raise InvalidRequest(
+            f"limit must be a whole number from 1 to {MAX_LISTED}", code="invalid_limit", param="limit"
+        )
+    return int(text)
+
+
+def _read_events(body: bytes) -> list[ToolEvent]:
+    try:
+        found = msgspec.json.decode(body, type=_Events).events
+        return [
+            ToolEvent(
+                kind=e.kind,
+                call_id=e.call_id,
+                name=e.name,
+                elapsed_s=e.elapsed_s,
+                duration_s=e.duration_s,
+                outcome=Outcome(e.outcome) if e.outcome is not None else None,
+            )
+            for e in found
+        ]
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise InvalidRequest(f"the events are wrong: {error}", code="invalid_events") from error

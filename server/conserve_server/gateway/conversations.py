@@ -1,0 +1,164 @@
+"""The life of conversations in the gateway: begun within limits, at rest between turns, ended once."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from itertools import islice
+
+from conserve_server.core.config import GatewayConfig
+from conserve_server.core.errors import LimitReached
+from conserve_server.gateway.conversation_log import ConversationLog
+from conserve_server.gateway.coordinator import Coordinator
+from conserve_server.gateway.identity import Identity, tenant_of
+from conserve_server.gateway.recognition import Recognition, Watch
+from conserve_server.gateway.record import ENDED, EXPIRED, ConversationRecord
+
+_RETRY_AFTER_S = 10.0
+"""Conversations end less often than turns do."""
+
+log = logging.getLogger(__name__)
+
+
+class Conversations:
+    """Opens and ends conversations everywhere at once: scheduler, log and recognition.
+
+    A synthetic conversation's binding is a kindness, not a promise: those at rest give up their
+    room, the longest idle first, as soon as a turn waits for room or its tenant is at its limit.
+    """
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        log: ConversationLog,
+        recognition: Recognition,
+        *,
+        idle_timeout_s: float,
+        synthetic_idle_timeout_s: float,
+        limit: int,
+        own_limits: Mapping[str, int],
+    ) -> None:
+        self._coordinator = coordinator
+        self.log = log
+        self.recognition = recognition
+        self._idle_timeout_s = idle_timeout_s
+        self._synthetic_idle_timeout_s = synthetic_idle_timeout_s
+        self._limit = limit
+        self._own_limits = dict(own_limits)
+        self._resting: dict[str, OrderedDict[str, float]] = {}
+        """By tenant: synthetic conversations without a turn, and since when."""
+
+    @classmethod
+    def from_config(cls, gateway: GatewayConfig, coordinator: Coordinator) -> Conversations:
+        own = {
+            name: tenant.max_conversations
+            for name, tenant in gateway.tenants.items()
+            if tenant.max_conversations is not None
+        }
+        return cls(
+            coordinator,
+            ConversationLog(gateway.ended_kept),
+            Recognition(gateway.recognised_kept),
+            idle_timeout_s=gateway.idle_timeout_s,
+            synthetic_idle_timeout_s=gateway.synthetic_idle_timeout_s,
+            limit=gateway.max_conversations,
+            own_limits=own,
+        )
+
+    # -- turns ---------------------------------------------------------------------------------
+
+    def open(self, identity: Identity, now_s: float) -> ConversationRecord:
+        """The record for a turn. Raises LimitReached (429) for a new conversation beyond the limit."""
+        tenant, key = identity.tenant, identity.key
+        if self.log.live(tenant, key) is None:
+            self._check_limit(tenant)
+        self._resting.get(tenant, OrderedDict()).pop(key, None)
+        return self.log.open(identity, now_s)
+
+    def make_room(self) -> None:
+        """If a turn waits for room, synthetic conversations at rest give theirs up."""
+        scheduler = self._coordinator.scheduler
+        while scheduler.waiting_turns and scheduler.pools.ledgers:
+            firsts = ((tenant, *oldest) for tenant, keys in self._resting.items() for oldest in _oldest(keys))
+            longest_idle = min(firsts, key=lambda first: first[2], default=None)
+            if longest_idle is None:
+                return
+            self._end_resting(longest_idle[0], longest_idle[1])
+
+    def turn_ended(
+        self,
+        identity: Identity,
+        record: ConversationRecord,
+        watch: Watch | None,
+        *,
+        is_completed: bool,
+        now_s: float,
+    ) -> None:
+        """A turn is over, and the scheduler knows. The conversation rests, or is over as well."""
+        if record.ended_as is not None:
+            return
+        can_go_on = not identity.is_synthetic or (
+            watch is not None and self.recognition.settle(identity, watch, is_completed=is_completed)
+        )
+        is_known = self._coordinator.scheduler.find(identity.key) is not None
+        if identity.is_final or not can_go_on or not is_known:
+            self.end(record, ENDED)
+        elif identity.is_synthetic and not record.has_turns:
+            self._resting.setdefault(identity.tenant, OrderedDict())[identity.key] = now_s
+            self.make_room()
+
+    # -- ends ----------------------------------------------------------------------------------
+
+    def end(self, record: ConversationRecord, ended_as: str) -> None:
+        """The conversation is over: its reservation is freed once its running turns have ended."""
+        identity = record.identity
+        self._resting.get(identity.tenant, OrderedDict()).pop(identity.key, None)
+        self.recognition.forget(identity)
+        self.log.end(record, ended_as)
+        self._coordinator.end_conversation(identity.key)
+
+    def release(self, record: ConversationRecord) -> None:
+        """End it by its client's wish, and its branches with it."""
+        for each in (*self.log.branches(record), record):
+            self.end(each, ENDED)
+
+    def expire(self, now_s: float) -> None:
+        """End what has been without a turn for too long."""
+        for key in self._coordinator.scheduler.idle_since(now_s - self._idle_timeout_s):
+            record = self.log.live(tenant_of(key), key)
+            if record is None:
+                self._coordinator.end_conversation(key)
+                continue
+            name = record.identity.conversation_id
+            log.info("conversation %r expired after %g s without a turn", name, self._idle_timeout_s)
+            self.end(record, EXPIRED)
+        for tenant, keys in self._resting.items():
+            limit_s = now_s - self._synthetic_idle_timeout_s
+            while (oldest := next(_oldest(keys), None)) is not None and oldest[1] <= limit_s:
+                self._end_resting(tenant, oldest[0])
+
+    def _end_resting(self, tenant: str, key: str) -> None:
+        del self._resting[tenant][key]
+        record = self.log.live(tenant, key)
+        if record is not None:
+            self.end(record, EXPIRED)
+
+    def _check_limit(self, tenant: str) -> None:
+        limit = self._own_limits.get(tenant, self._limit)
+        if self.log.live_count(tenant) < limit:
+            return
+        oldest = next(_oldest(self._resting.get(tenant, OrderedDict())), None)
+        if oldest is None:
+            raise LimitReached(
+                f"{limit} conversations are live already: end those that are done "
+                "(DELETE /v1/conversations/{id}), or raise gateway.max_conversations or the tenant's own",
+                code="too_many_conversations",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        self._end_resting(tenant, oldest[0])
+
+
+def _oldest(resting: OrderedDict[str, float]) -> Iterator[tuple[str, float]]:
+    """The first key and since when it rests, or nothing."""
+    return islice(resting.items(), 1)

@@ -1,0 +1,149 @@
+"""A message history as running hashes: what a request's next turn can be recognised by.
+
+One hash goes over the messages' bytes as they came; at the end of each assistant message
+its value is a boundary. Assistant messages alone are read and hashed in one canonical form,
+because clients send back the engine's answer in words of their own: other key order, null
+or empty content, arguments spaced differently, fields left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+import xxhash
+
+_ROLE_FIRST: Final = re.compile(rb'\s*\{\s*"role"\s*:\s*"(\w+)"')
+"""Almost every client writes the role first; its messages need no second look."""
+_MESSAGE: Final = b"m"
+_ANSWER: Final = b"a"
+_RESPONSE: Final = b"r"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A tool call as a boundary knows it. `arguments` is canonical JSON, or the text as it is."""
+
+    id: str | None
+    name: str
+    arguments: bytes
+
+
+class History:
+    """A request's messages as hashes. `boundaries`: after each assistant message, first to last."""
+
+    def __init__(self, seed: int) -> None:
+        self._hash = xxhash.xxh3_128(seed=seed)
+        self.boundaries: list[int] = []
+
+    def add(self, message: msgspec.Raw) -> None:
+        """Take in the next message."""
+        if _role(message) == "assistant":
+            self.boundaries.append(self._add_answer(canonical_message(message)))
+        else:
+            self._hash.update(_MESSAGE)
+            self._hash.update(memoryview(message))
+
+    def boundary_after(self, answer: bytes) -> int:
+        """The boundary that the next request will have, if the client goes on from this answer."""
+        return self._add_answer(answer)
+
+    def _add_answer(self, canonical: bytes) -> int:
+        self._hash.update(_ANSWER)
+        self._hash.update(canonical)
+        return self._hash.intdigest()
+
+
+def read_history(messages: msgspec.Raw, seed: int) -> History | None:
+    """The history in a chat request's `messages`; None if it is no list."""
+    try:
+        items = msgspec.json.decode(messages, type=list[msgspec.Raw])
+    except (msgspec.MsgspecError, RecursionError):
+        return None  # the engine's to refuse
+    history = History(seed)
+    for item in items:
+        history.add(item)
+    return history
+
+
+def response_boundary(response_id: str, seed: int) -> int:
+    """The boundary of an answer that the client will name by its id (Responses API)."""
+    return xxhash.xxh3_128_intdigest(_RESPONSE + response_id.encode("utf-8", "surrogatepass"), seed=seed)
+
+
+# -- the canonical form of an answer --------------------------------------------------------------
+
+
+class _Role(msgspec.Struct):
+    role: str = ""
+
+
+class _Part(msgspec.Struct):
+    type: str
+    text: str | None = None
+
+
+class _Function(msgspec.Struct):
+    name: str = ""
+    arguments: msgspec.Raw = msgspec.Raw(b'""')
+
+
+class _Call(msgspec.Struct):
+    id: str | None = None
+    function: _Function = msgspec.field(default_factory=_Function)
+
+
+class _Assistant(msgspec.Struct):
+    content: str | list[_Part] | None = None
+    tool_calls: list[_Call] | None = None
+
+
+def canonical_answer(content: str, calls: Sequence[ToolCall]) -> bytes:
+    """One form for one answer, however it was written."""
+    return msgspec.json.encode((content, [(call.id, call.name, call.arguments) for call in calls]))
+
+
+def canonical_message(message: msgspec.Raw | bytes) -> bytes:
+    """An assistant message in the canonical form; its own bytes where it has a shape of its own."""
+    try:
+        read = msgspec.json.decode(message, type=_Assistant)
+        content = _text(read.content)
+        calls = [_tool_call(call) for call in read.tool_calls or ()]
+    except (msgspec.MsgspecError, RecursionError):
+        return bytes(message)
+    return bytes(message) if content is None else canonical_answer(content, calls)
+
+
+def canonical_arguments(text: str) -> bytes:
+    """A tool call's arguments; frameworks parse and write them again, so JSON is compared by value."""
+    try:
+        return msgspec.json.encode(msgspec.json.decode(text), order="deterministic")
+    except (msgspec.MsgspecError, RecursionError):
+        return text.encode("utf-8", "surrogatepass")
+
+
+def _role(message: msgspec.Raw) -> str:
+    first = _ROLE_FIRST.match(memoryview(message))
+    if first is not None:
+        return first[1].decode("ascii", "replace")
+    try:
+        return msgspec.json.decode(message, type=_Role).role
+    except (msgspec.MsgspecError, RecursionError):
+        return ""
+
+
+def _text(content: str | list[_Part] | None) -> str | None:
+    """The text of a message's content; None if it has parts that are not text."""
+    if isinstance(content, list):
+        texts = [part.text for part in content if part.type == "text"]
+        return "".join(filter(None, texts)) if len(texts) == len(content) else None
+    return content or ""
+
+
+def _tool_call(call: _Call) -> ToolCall:
+    raw = bytes(call.function.arguments)
+    text = msgspec.json.decode(raw, type=str) if raw.startswith(b'"') else raw.decode()
+    return ToolCall(call.id, call.function.name, canonical_arguments(text))

@@ -1,0 +1,44 @@
+"""How many turns of a tenant may run or wait at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from conserve_server.core.config import GatewayConfig
+from conserve_server.core.errors import LimitReached
+
+
+class TurnLimits:
+    """Counts each tenant's turns, from the first byte of the request to the last of the answer."""
+
+    def __init__(self, default: int, own: Mapping[str, int]) -> None:
+        self._default = default
+        self._own = dict(own)
+        self._running: Counter[str] = Counter()
+
+    @classmethod
+    def from_config(cls, gateway: GatewayConfig) -> TurnLimits:
+        own = {
+            name: tenant.max_concurrent_turns
+            for name, tenant in gateway.tenants.items()
+            if tenant.max_concurrent_turns is not None
+        }
+        return cls(gateway.max_concurrent_turns, own)
+
+    @contextmanager
+    def turn(self, tenant: str) -> Iterator[None]:
+        """Room for one turn while the block runs. Raises LimitReached (429) where there is none."""
+        limit = self._own.get(tenant, self._default)
+        if self._running[tenant] >= limit:
+            raise LimitReached(
+                f"{limit} turns run or wait already: try again when one has ended "
+                "(gateway.max_concurrent_turns, or the tenant's own)",
+                code="too_many_turns",
+            )
+        self._running[tenant] += 1
+        try:
+            yield
+        finally:
+            self._running[tenant] -= 1

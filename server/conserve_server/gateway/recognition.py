@@ -1,0 +1,127 @@
+"""Recognises the conversations that no client named, by the message history that each request repeats.
+
+What is remembered of such a conversation is its head: the boundary after its last answer. A
+request belongs to the conversation whose head is the longest one within its own history.
+The turn that goes on from a head takes it, and leaves a new one behind its answer (or puts
+the old one back if it failed). So a system prompt that many share is nobody's head; two
+conversations with the same beginning and different answers have different heads; and of two
+requests with the very same history the first goes on and the second begins a conversation.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import OrderedDict
+from dataclasses import dataclass, field, replace
+
+from conserve_server.gateway.answer import AnswerGatherer
+from conserve_server.gateway.history import History, read_history, response_boundary
+from conserve_server.gateway.identity import Identity, read_previous_response
+from conserve_server.gateway.request import TurnRequest
+
+
+class Heads:
+    """The heads of one tenant and model, at most `kept`; the one untouched for longest goes first."""
+
+    def __init__(self, kept: int) -> None:
+        self._kept = kept
+        self._of: OrderedDict[str, int] = OrderedDict()
+        # Two conversations may have one head, if all they have said so far is the same.
+        self._at: dict[int, dict[str, None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def take(self, boundary: int) -> str | None:
+        """The conversation with this head, which it loses; the earliest one of several."""
+        at = self._at.get(boundary)
+        if at is None:
+            return None
+        conversation_id = next(iter(at))
+        self.forget(conversation_id)
+        return conversation_id
+
+    def put(self, conversation_id: str, boundary: int) -> None:
+        """Give a conversation its head, in place of the one it had."""
+        self.forget(conversation_id)
+        self._of[conversation_id] = boundary
+        self._at.setdefault(boundary, {})[conversation_id] = None
+        if len(self._of) > self._kept:
+            self.forget(next(iter(self._of)))
+
+    def forget(self, conversation_id: str) -> None:
+        boundary = self._of.pop(conversation_id, None)
+        if boundary is None:
+            return
+        at = self._at[boundary]
+        del at[conversation_id]
+        if not at:
+            del self._at[boundary]
+
+
+@dataclass(slots=True)
+class Watch:
+    """One turn of a recognised (or new) conversation: its history, the head it took, its answer."""
+
+    history: History | None
+    taken: int | None = None
+    answer: AnswerGatherer = field(default_factory=AnswerGatherer)
+
+
+class Recognition:
+    """The heads of all tenants and models. Chats, and answers that the Responses API names by id."""
+
+    def __init__(self, kept: int) -> None:
+        self._kept = kept
+        self._heads: dict[tuple[str, str], Heads] = {}
+        # Nobody outside can make two histories collide on purpose.
+        self._seed = secrets.randbits(64)
+
+    def __len__(self) -> int:
+        return sum(len(heads) for heads in self._heads.values())
+
+    def recognise(self, identity: Identity, request: TurnRequest) -> tuple[Identity, Watch | None]:
+        """The identity of a request that named none, and what to watch; None where nothing ever will be
+        recognised by it.
+        """
+        messages = request.fields.get("messages")
+        previous = read_previous_response(request.fields)
+        if not self._kept or (messages is None and "input" not in request.fields):
+            return identity, None
+        history = read_history(messages, self._seed) if messages is not None else None
+        boundaries = list(reversed(history.boundaries)) if history is not None else []
+        if previous is not None:
+            boundaries.append(response_boundary(previous, self._seed))
+        watch = Watch(history)
+        heads = self._heads.get((identity.tenant, identity.model))
+        for boundary in boundaries if heads is not None else ():
+            if heads is not None and (found := heads.take(boundary)) is not None:
+                watch.taken = boundary
+                return replace(identity, conversation_id=found), watch
+        return identity, watch
+
+    def settle(self, identity: Identity, watch: Watch, *, is_completed: bool) -> bool:
+        """The turn has ended: move the conversation's head. Whether its next turn will be recognised."""
+        boundary = self._next_head(watch) if is_completed else watch.taken
+        if boundary is None:
+            return False
+        heads = self._heads.setdefault((identity.tenant, identity.model), Heads(self._kept))
+        heads.put(identity.conversation_id, boundary)
+        return True
+
+    def forget(self, identity: Identity) -> None:
+        """The conversation has ended."""
+        scope = (identity.tenant, identity.model)
+        heads = self._heads.get(scope)
+        if heads is not None:
+            heads.forget(identity.conversation_id)
+            if not heads:
+                del self._heads[scope]
+
+    def _next_head(self, watch: Watch) -> int | None:
+        if watch.answer.response_id is not None:
+            return response_boundary(watch.answer.response_id, self._seed)
+        answer = watch.answer.canonical()
+        if watch.history is None or answer is None:
+            return None
+        return watch.history.boundary_after(answer)
