@@ -105,9 +105,13 @@ async def served(
     *,
     prefill: list[EmulatedConfig] | None = None,
     decode: list[EmulatedConfig] | None = None,
+    is_ready: bool = True,
     **gateway: object,
 ) -> AsyncIterator[Served]:
-    """A gateway over these engines (1 prefill and 2 decode unless given), ready to serve."""
+    """A gateway over these engines (1 prefill and 2 decode unless given).
+
+    Ready to serve unless `is_ready` is False, for gateways whose health not everybody may see.
+    """
     prefill = [engine_config(Role.PREFILL, "prefill-0")] if prefill is None else prefill
     if decode is None:
         decode = [engine_config(Role.DECODE, name) for name in ("decode-0", "decode-1")]
@@ -134,7 +138,8 @@ async def served(
         url = await stack.enter_async_context(serve_app(app))
         client = await stack.enter_async_context(httpx2.AsyncClient(base_url=url, timeout=WAIT_S))
         found = Served(url, client, engines, exporter, stack)
-        await found.eventually(lambda: _all_up(found))
+        if is_ready:
+            await found.eventually(lambda: _all_up(found))
         yield found
 
 

@@ -71,7 +71,7 @@ def read_history(messages: msgspec.Raw, seed: int) -> History | None:
 
 def response_boundary(response_id: str, seed: int) -> int:
     """The boundary of an answer that the client will name by its id (Responses API)."""
-    return xxhash.xxh3_128_intdigest(_RESPONSE + response_id.encode("utf-8", "surrogatepass"), seed=seed)
+    return xxhash.xxh3_128_intdigest(_RESPONSE + _utf8(response_id), seed=seed)
 
 
 # -- the canonical form of an answer --------------------------------------------------------------
@@ -101,17 +101,29 @@ class _Assistant(msgspec.Struct):
     tool_calls: list[_Call] | None = None
 
 
+# Made once: a decoder made anew for each message costs more than a short message's decoding.
+_READ_ASSISTANT: Final = msgspec.json.Decoder(_Assistant).decode
+_READ_ARGUMENTS: Final = msgspec.json.Decoder().decode
+_READ_TEXT: Final = msgspec.json.Decoder(str).decode
+_WRITE_ARGUMENTS: Final = msgspec.json.Encoder(order="deterministic").encode
+
+
 def canonical_answer(content: str, calls: Sequence[ToolCall]) -> bytes:
-    """One form for one answer, however it was written."""
-    return msgspec.json.encode((content, [(call.id, call.name, call.arguments) for call in calls]))
+    """One form for one answer, however it was written: its texts, each after its length."""
+    text = _utf8(content)
+    parts = [b"%d:" % len(text), text]
+    for call in calls:
+        id_, name = _utf8(call.id or ""), _utf8(call.name)
+        parts += (b"%d,%d,%d:" % (len(id_), len(name), len(call.arguments)), id_, name, call.arguments)
+    return b"".join(parts)
 
 
 def canonical_message(message: msgspec.Raw | bytes) -> bytes:
     """An assistant message in the canonical form; its own bytes where it has a shape of its own."""
     try:
-        read = msgspec.json.decode(message, type=_Assistant)
+        read = _READ_ASSISTANT(message)
         content = _text(read.content)
-        calls = [_tool_call(call) for call in read.tool_calls or ()]
+        calls = [_tool_call(call) for call in read.tool_calls] if read.tool_calls else ()
     except (msgspec.MsgspecError, RecursionError):
         return bytes(message)
     return bytes(message) if content is None else canonical_answer(content, calls)
@@ -120,9 +132,13 @@ def canonical_message(message: msgspec.Raw | bytes) -> bytes:
 def canonical_arguments(text: str) -> bytes:
     """A tool call's arguments; frameworks parse and write them again, so JSON is compared by value."""
     try:
-        return msgspec.json.encode(msgspec.json.decode(text), order="deterministic")
+        return _WRITE_ARGUMENTS(_READ_ARGUMENTS(text))
     except (msgspec.MsgspecError, RecursionError):
-        return text.encode("utf-8", "surrogatepass")
+        return _utf8(text)
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
 
 
 def _role(message: msgspec.Raw) -> str:
@@ -145,5 +161,5 @@ def _text(content: str | list[_Part] | None) -> str | None:
 
 def _tool_call(call: _Call) -> ToolCall:
     raw = bytes(call.function.arguments)
-    text = msgspec.json.decode(raw, type=str) if raw.startswith(b'"') else raw.decode()
+    text = _READ_TEXT(raw) if raw.startswith(b'"') else raw.decode()
     return ToolCall(call.id, call.function.name, canonical_arguments(text))

@@ -1,0 +1,83 @@
+"""Sub-agents and branches: children of a conversation, each bound on its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx2
+
+from .conftest import MODEL, Serve, Served
+
+
+async def ask(gateway: Served, headers: dict[str, str], **fields: object) -> httpx2.Response:
+    body: dict[str, Any] = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "hello"}],
+        "max_tokens": 4,
+    }
+    return await gateway.client.post("/v1/chat/completions", json=body | fields, headers=headers)
+
+
+def branch(name: str) -> dict[str, str]:
+    return {"x-conserve-conversation-id": "c", "x-conserve-branch": name}
+
+
+async def state(gateway: Served, conversation: str) -> object:
+    return (await gateway.report(conversation))["state"]
+
+
+async def test_each_branch_is_placed_and_bound_on_its_own(gateway: Served) -> None:
+    answers = [await ask(gateway, branch(name)) for name in ("sub:1", "sub:2", "sub:1")]
+    assert [a.headers["x-conserve-conversation-id"] for a in answers] == ["c/sub:1", "c/sub:2", "c/sub:1"]
+    paths = [a.headers["x-conserve-path"] for a in answers]
+    assert paths == ["remote-prefill", "remote-prefill", "pinned"]
+    assert len({a.headers["x-conserve-decoder"] for a in answers}) == 2
+
+
+async def test_a_conversation_and_its_branches_name_one_another(gateway: Served) -> None:
+    await ask(gateway, branch("sub:1"))
+    report, child = (
+        await gateway.report("c"),
+        (await gateway.client.get("/v1/conversations/c%2Fsub%3A1")).json(),
+    )
+    assert (report["children"], report["turns"], report["state"]) == (["c/sub:1"], [], "new")
+    assert (child["parent_id"], len(child["turns"])) == ("c", 1)
+
+
+async def test_releasing_a_conversation_releases_its_branches(gateway: Served) -> None:
+    await ask(gateway, {"x-conserve-conversation-id": "c"})
+    await ask(gateway, branch("sub:1"))
+    await gateway.client.delete("/v1/conversations/c")
+    assert [await state(gateway, name) for name in ("c", "c/sub:1")] == ["ended", "ended"]
+    assert await gateway.metric('conserve_reserved_kv_tokens{engine="decode-0"}') == 0
+    assert await gateway.metric('conserve_reserved_kv_tokens{engine="decode-1"}') == 0
+
+
+async def test_tool_boundaries_of_a_conversation_that_has_only_branches_are_taken(gateway: Served) -> None:
+    await ask(gateway, branch("sub:1"))
+    events = {"events": [{"kind": "start", "call_id": "1", "name": "search"}]}
+    assert (await gateway.client.post("/v1/conversations/c/events", json=events)).status_code == 204
+
+
+async def test_claude_codes_agents_are_children_of_their_session(gateway: Served) -> None:
+    session = {"x-claude-code-session-id": "s"}
+    main = await ask(gateway, session)
+    agent = await ask(gateway, {**session, "x-claude-code-agent-id": "a"})
+    assert [a.headers["x-conserve-turn"] for a in (main, agent)] == ["1", "1"]
+    assert (await gateway.report("s"))["children"] == ["s/a"]
+
+
+async def test_a_conversation_whose_only_branch_expired_has_expired(serve: Serve) -> None:
+    async with serve(idle_timeout_s=0.1) as gateway:
+        await ask(gateway, branch("sub:1"))
+        await gateway.eventually(lambda: _is_expired(gateway))
+
+
+async def _is_expired(gateway: Served) -> bool:
+    return await state(gateway, "c") == "expired"
+
+
+async def test_a_first_turn_that_failed_leaves_no_live_conversation(gateway: Served) -> None:
+    refused = await ask(gateway, {"x-session-id": "bad"}, max_tokens=-1)
+    assert refused.status_code == 400
+    assert await state(gateway, "bad") == "ended"
