@@ -121,6 +121,7 @@ def test_a_file_without_keys_is_refused_by_its_setting(tmp_path: Path, text: str
         ({"tenants": {"a": {"api_keys": [SECRET + " x"]}}}, "tenants.a.api_keys"),
         ({"tenants": {"a": {"api_keys": [""]}}}, "tenants.a.api_keys"),
         ({"tenants": {"a": {}}}, "gateway.tenants.a"),
+        ({"tenants": {"default": {"api_keys": [SECRET]}}}, "gateway.tenants.default"),
         ({"tenants": {"a/b": {"api_keys": [SECRET]}}}, "gateway.tenants.a/b"),
         ({"tenants": {"a": {"api_keys": SECRET}}}, "gateway.tenants.a.api_keys"),
         ({"tenants": {"a": {"api_keys": [SECRET], "keys": [SECRET]}}}, "gateway.tenants.a.keys"),

@@ -38,15 +38,19 @@ class Tenants:
     """The configured tenants. Of the keys only digests are kept."""
 
     def __init__(self, names: tuple[str, ...], keys: Mapping[bytes, Caller]) -> None:
-        self.names = names
+        self.names = names or (DEFAULT_TENANT,)
+        self.needs_key = bool(names)
         self._keys = dict(keys)
-        self.needs_key = names != (DEFAULT_TENANT,)
         self.has_admin = any(caller.is_admin for caller in self._keys.values())
 
     @classmethod
     def from_config(cls, gateway: GatewayConfig, environment: Mapping[str, str] = os.environ) -> Tenants:
         """Read the keys, those in files too. Raises ConfigError naming the setting, never a key."""
-        names = tuple(gateway.tenants) or (DEFAULT_TENANT,)
+        if DEFAULT_TENANT in gateway.tenants:
+            raise ConfigError(
+                f"gateway.tenants.{DEFAULT_TENANT} is the name of everybody where no tenants are configured: "
+                "choose another"
+            )
         keys: dict[bytes, Caller] = {}
         for name, tenant in gateway.tenants.items():
             for setting, key in _keys_of(f"gateway.tenants.{name}", tenant):
@@ -56,7 +60,7 @@ class Tenants:
             _add(keys, ADMIN_KEY_VARIABLE, from_environment, admin)
         elif gateway.admin_key is not None:
             _add(keys, "gateway.admin_key", gateway.admin_key.get_secret_value(), admin)
-        found = cls(names, keys)
+        found = cls(tuple(gateway.tenants), keys)
         if gateway.metrics_need_admin_key and not found.has_admin:
             raise ConfigError(
                 f"gateway.metrics_need_admin_key needs an admin key: put it into {ADMIN_KEY_VARIABLE}"
