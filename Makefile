@@ -9,7 +9,7 @@ UV_VERSION := 0.13.8
 SOURCES := conserve_sdk server/conserve_server server/conserve_vllm integrations/conserve_integrations
 TYPED := $(SOURCES) tests examples bench
 
-.PHONY: demo check test lint format types unit env vllm-env bench-sdk clean
+.PHONY: demo check test lint format types unit env vllm-env bench-sdk bench-identity clean
 
 demo: env $(if $(filter vllm,$(ENGINE)),vllm-env)
 	$(BIN)/conserve demo --engine $(ENGINE) $(DEMO_FLAGS)
@@ -35,6 +35,9 @@ unit: env
 
 bench-sdk: env
 	$(BIN)/python bench/sdk_overhead.py
+
+bench-identity: env
+	$(BIN)/python bench/identity.py
 
 env: $(VENV)/.ready
 

@@ -171,6 +171,7 @@ class ConversationReport:
 
     id: str
     state: str
+    tenant: str | None = None
     synthetic: bool = False
     agent: str | None = None
     parent_id: str | None = None

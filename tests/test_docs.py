@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_origin
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -89,7 +89,8 @@ def config_keys(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
             None,
         )
         if part is not None:
-            keys |= config_keys(part, f"{prefix}{name}.")
+            named = "NAME." if get_origin(field.annotation) is dict else ""
+            keys |= config_keys(part, f"{prefix}{name}.{named}")
         else:
             keys[prefix + name] = toml(field.get_default(call_default_factory=True))
     return keys

@@ -18,7 +18,7 @@ from conserve_server.core.errors import InvalidRequest
 from conserve_server.gateway.conversations import Conversations
 from conserve_server.gateway.record import ConversationRecord
 from conserve_server.gateway.reply import read_body
-from conserve_server.gateway.tenants import Caller, Tenants
+from conserve_server.gateway.tenants import Tenants
 from conserve_server.scheduling.scheduler import Scheduler
 
 MAX_EVENTS_BYTES: Final = 1024 * 1024
@@ -60,44 +60,42 @@ class ConversationRoutes:
 
     async def recent(self, request: Request) -> Response:
         """The conversations with the latest turns, without the turns themselves."""
-        caller, tenants = self._caller(request)
+        tenants = self._tenants_of(request)
         limit = _limit(request.query_params.get("limit", str(LISTED)))
-        documents = [
-            self._summary(record, caller) for record in self._conversations.log.recent(tenants, limit)
-        ]
+        documents = [self._summary(record) for record in self._conversations.log.recent(tenants, limit)]
         return JSONResponse({"object": "list", "data": documents})
 
     async def report(self, request: Request) -> Response:
         """What was observed of one conversation: with the model of its latest turn, unless one is named."""
-        caller, found = self._find(request)
-        return JSONResponse(self._document(found[0], caller))
+        found = self._find(request)
+        return JSONResponse(self._document(found[0]))
 
     async def release(self, request: Request) -> Response:
         """End a conversation and its branches: reservations are freed once the running turns have ended."""
-        caller, found = self._find(request)
+        found = self._find(request)
         for record in found:
             self._conversations.release(record)
-        return JSONResponse(self._document(found[0], caller))
+        return JSONResponse(self._document(found[0]))
 
     async def take_events(self, request: Request) -> Response:
         """Note tool boundaries that the SDK saw."""
-        _, found = self._find(request)
+        found = self._find(request)
         body = await read_body(request.receive, MAX_EVENTS_BYTES, fix="send fewer events at once")
         for event in _read_events(body):
             found[0].note_tool(event)
         return Response(status_code=204)
 
-    def _caller(self, request: Request) -> tuple[Caller, Sequence[str]]:
-        """Who asks, and the tenants that are theirs to see."""
+    def _tenants_of(self, request: Request) -> Sequence[str]:
+        """The tenants that are the caller's to see."""
         caller = self._tenants.caller(request.headers.get("authorization"))
         if caller.tenant is not None:
-            return caller, (caller.tenant,)
+            return (caller.tenant,)
         asked = request.query_params.get("tenant")
-        return caller, self._tenants.names if asked is None else (asked,)
+        return self._tenants.names if asked is None else (asked,)
 
-    def _find(self, request: Request) -> tuple[Caller, list[ConversationRecord]]:
+    def _find(self, request: Request) -> list[ConversationRecord]:
         """The records of the conversation in the path, one a model, latest first. Raises a 404 or 409."""
-        caller, tenants = self._caller(request)
+        tenants = self._tenants_of(request)
         asked: str = request.path_params["conversation_id"]
         model = request.query_params.get("model")
         found = self._conversations.log.find(tenants, clean_id(asked) or "", model)
@@ -117,9 +115,9 @@ class ConversationRoutes:
                 param="tenant",
                 status=409,
             )
-        return caller, found
+        return found
 
-    def _document(self, record: ConversationRecord, caller: Caller) -> dict[str, Any]:
+    def _document(self, record: ConversationRecord) -> dict[str, Any]:
         live = self._scheduler.find(record.identity.key)
         branches = self._conversations.log.branches(record)
         report = record.report(
@@ -127,10 +125,10 @@ class ConversationRoutes:
             reserved_kv_tokens=self._scheduler.reserved_tokens(record.identity.key),
             children=tuple(branch.identity.conversation_id for branch in branches),
         )
-        return report.to_json() | ({"tenant": record.identity.tenant} if caller.is_admin else {})
+        return report.to_json()
 
-    def _summary(self, record: ConversationRecord, caller: Caller) -> dict[str, Any]:
-        document = self._document(record, caller)
+    def _summary(self, record: ConversationRecord) -> dict[str, Any]:
+        document = self._document(record)
         counts = {f"{name.removesuffix('s')}_count": len(document[name]) for name in _DETAILS}
         return {name: value for name, value in document.items() if name not in _DETAILS} | counts
 

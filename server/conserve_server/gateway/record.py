@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from conserve_sdk.protocol import ConversationReport, Path, ToolEvent, ToolReport, TurnReport
 from conserve_server.core.errors import InvalidRequest
-from conserve_server.gateway.identity import Identity
+from conserve_server.gateway.identity import DEFAULT_TENANT, Identity
 
 MAX_TOOLS = 10_000
 """Tool calls kept for one conversation: a few MB at most."""
@@ -86,6 +86,7 @@ class ConversationRecord:
         return ConversationReport(
             id=self.identity.conversation_id,
             state=self.ended_as or state,
+            tenant=None if self.identity.tenant == DEFAULT_TENANT else self.identity.tenant,
             synthetic=self.identity.is_synthetic,
             agent=self.identity.agent,
             parent_id=self.identity.parent_id,
