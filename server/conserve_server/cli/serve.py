@@ -166,9 +166,9 @@ def _is_no_cancellation(record: logging.LogRecord) -> bool:
 def _app(config: Config, engines: Sequence[EngineSpec], traces: Tracing) -> Starlette:
     from conserve_server.core.clock import SystemClock
     from conserve_server.gateway.app import create_app
-    from conserve_server.scheduling.policies import policy_named
+    from conserve_server.scheduling.policies import policy_of
 
-    policy = policy_named(config.scheduler.policy)
+    policy = policy_of(config.scheduler, serves_own_engines=config.is_local)
     return create_app(config, engines=engines, policy=policy, clock=SystemClock(), tracer=traces.tracer)
 
 

@@ -8,21 +8,28 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from conserve_server.core.config_part import Part, Seconds
 from conserve_server.core.errors import ConfigError
+from conserve_server.core.policy_config import (
+    AMPDConfig,
+    AMPDEmulatedConfig,
+    CollocatedStickyConfig,
+    ConditionalConfig,
+    ConServeConfig,
+    ConServePlusConfig,
+    EstimatesConfig,
+    FullDisaggregationConfig,
+    PPDConfig,
+    TierConfig,
+)
 
-Seconds = Annotated[float, Field(gt=0)]
 
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class GatewayConfig(_Part):
+class GatewayConfig(Part):
     """Where the gateway listens and what bounds a request."""
 
     host: str = "127.0.0.1"
@@ -42,16 +49,25 @@ class GatewayConfig(_Part):
     """How long running turns may go on after the gateway was told to stop."""
 
 
-class SchedulerConfig(_Part):
-    """Which policy places conversations, and its budget."""
+class SchedulerConfig(Part):
+    """Which policy places conversations, its budget, and the constants of each policy."""
 
     policy: str = "conserve"
     kv_budget_fraction: float = Field(default=0.9, gt=0, le=1)
     """Share of a decoder's KV tokens that reservations may fill at admission. The rest is
     room for bound conversations to grow; a gate at 1.0 makes decoders thrash."""
+    estimates: EstimatesConfig = EstimatesConfig()
+    conserve: ConServeConfig = ConServeConfig()
+    conserve_plus: ConServePlusConfig = ConServePlusConfig()
+    collocated_sticky: CollocatedStickyConfig = CollocatedStickyConfig()
+    full_disaggregation: FullDisaggregationConfig = FullDisaggregationConfig()
+    conditional: ConditionalConfig = ConditionalConfig()
+    ppd: PPDConfig = PPDConfig()
+    ampd: AMPDConfig = AMPDConfig()
+    ampd_emulated: AMPDEmulatedConfig = AMPDEmulatedConfig()
 
 
-class PoolConfig(_Part):
+class PoolConfig(Part):
     """One role's engines: listed by URL, or a number to start locally."""
 
     engines: tuple[str, ...] = ()
@@ -64,8 +80,13 @@ class PoolConfig(_Part):
     """GPUs of each local engine, one entry an engine, as CUDA_VISIBLE_DEVICES writes them ("0" or "0,1")."""
     flags: tuple[str, ...] = ()
     """Extra vLLM flags for this pool's local engines, after the common ones."""
+    tiers: tuple[str, ...] = ()
+    """The tier of each engine, one entry an engine; empty: speeds are observed."""
+    has_both_roles: bool = False
+    """Whether these engines may do the other pool's work too: prefill for others, hold
+    conversations. Needs engines whose KV connector both gives and takes (`kv_both`)."""
 
-    @field_validator("engines", "cores", "gpus", "flags", mode="before")
+    @field_validator("engines", "cores", "gpus", "flags", "tiers", mode="before")
     @classmethod
     def _from_list(cls, value: object) -> object:
         return tuple(value) if isinstance(value, list) else value
@@ -90,10 +111,19 @@ class PoolConfig(_Part):
                 raise ValueError(
                     f"{name} must have one entry for each of its {self.count} engines, got {len(each)}"
                 )
+        if self.tiers and len(self.tiers) != self.size:
+            raise ValueError(
+                f"tiers must have one entry for each of its {self.size} engines, got {len(self.tiers)}"
+            )
         return self
 
+    @property
+    def size(self) -> int:
+        """Its engines, listed or started."""
+        return len(self.engines) or self.count
 
-class PoolsConfig(_Part):
+
+class PoolsConfig(Part):
     """The two pools. Without prefill engines every first turn is prefilled on its decoder."""
 
     prefill: PoolConfig = PoolConfig()
@@ -119,7 +149,7 @@ class PoolsConfig(_Part):
         return self
 
 
-class LauncherConfig(_Part):
+class LauncherConfig(Part):
     """How `conserve up` starts local engines."""
 
     engine: Literal["vllm", "emulated"] = "vllm"
@@ -145,7 +175,7 @@ class LauncherConfig(_Part):
         return tuple(value) if isinstance(value, list) else value
 
 
-class Config(_Part):
+class Config(Part):
     """The whole document."""
 
     model: str = "smollm2-135m"
@@ -154,6 +184,16 @@ class Config(_Part):
     scheduler: SchedulerConfig = SchedulerConfig()
     pools: PoolsConfig
     launcher: LauncherConfig = LauncherConfig()
+    tiers: dict[str, TierConfig] = Field(default_factory=dict)
+    """Speeds by the name that `pools.*.tiers` uses."""
+
+    @model_validator(mode="after")
+    def _knows_its_tiers(self) -> Self:
+        for pool, part in (("prefill", self.pools.prefill), ("decode", self.pools.decode)):
+            for tier in part.tiers:
+                if tier not in self.tiers:
+                    raise ValueError(f"pools.{pool}.tiers names {tier!r}: describe it as [tiers.{tier}]")
+        return self
 
     @property
     def is_local(self) -> bool:

@@ -2,7 +2,8 @@
 
 A conversation's reservation starts as its first turn's prompt and grows with what its turns
 append and produce. Admission keeps reservations within the budget; growth of bound
-conversations may exceed it, and is counted when it does.
+conversations may exceed it, and is counted when it does. What the engine reports beyond the
+reservations is kept beside them: it narrows admission and belongs to no conversation.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ class DecoderLedger:
         self._reserved: dict[str, int] = {}
         self._total = 0
         self.capacity_tokens = capacity_tokens
+        self.unaccounted_tokens = 0
+        """KV in use on the engine beyond the reservations, when it last reported."""
 
     @property
     def budget_tokens(self) -> int:
@@ -43,6 +46,15 @@ class DecoderLedger:
 
     def held(self, conversation_id: str) -> int:
         return self._reserved.get(conversation_id, 0)
+
+    def reconcile(self, used_tokens: int) -> None:
+        """Compare with the KV that the engine says is in use.
+
+        vLLM counts what running requests hold: less than the reservations is usual, since
+        conversations in a tool gap are only cached; more is somebody else's, or growth that no
+        turn's end has settled yet.
+        """
+        self.unaccounted_tokens = max(0, used_tokens - self._total)
 
     def settle(self, conversation_id: str, kv_tokens: int) -> None:
         """Set the conversation's reservation to what is known to be needed."""
