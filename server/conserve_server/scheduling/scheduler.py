@@ -8,21 +8,20 @@ start turns other than the one it was called for. Times are the driver's monoton
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from conserve_sdk.protocol import Path
 from conserve_server.core.policy_config import EstimatesConfig
-from conserve_server.core.turn import Placement, Turn
+from conserve_server.core.turn import Turn
 from conserve_server.scheduling.actions import Action
-from conserve_server.scheduling.admission_queue import AdmissionQueue
 from conserve_server.scheduling.choices import shortest_queue
 from conserve_server.scheduling.conversation import Conversation, RebindCause, State, TurnState
 from conserve_server.scheduling.conversations import Conversations
 from conserve_server.scheduling.engine_pools import EnginePools
 from conserve_server.scheduling.engine_state import EngineProfile
 from conserve_server.scheduling.legs import Legs, placement_of
+from conserve_server.scheduling.placing import Placing
 from conserve_server.scheduling.policy import Policy
 
 
@@ -38,23 +37,24 @@ class Scheduler:
         estimates: EstimatesConfig | None = None,
     ) -> None:
         config = estimates or EstimatesConfig()
-        self._policy = policy
         self._conversations = Conversations()
         self._turns: dict[int, TurnState] = {}
-        self._waiting = AdmissionQueue()
         self._arrivals = 0
-        self._now_s = 0.0
         self.pools = EnginePools(engines, kv_budget_fraction, config)
         self._legs = Legs(self.pools, config)
-        self.rebinds_by_cause: Counter[RebindCause] = Counter()
-        """Bindings after a conversation's first, since the start."""
+        self._placing = Placing(policy, self.pools, self._legs)
 
     # -- what a driver may read --------------------------------------------------------------
 
     @property
     def waiting_turns(self) -> int:
         """Turns that wait for room, first come, first served."""
-        return len(self._waiting)
+        return len(self._placing.waiting)
+
+    @property
+    def rebinds_by_cause(self) -> Mapping[RebindCause, int]:
+        """Bindings after a conversation's first, since the start."""
+        return self._placing.rebinds
 
     @property
     def rebinds(self) -> int:
@@ -63,7 +63,7 @@ class Scheduler:
 
     def is_waiting(self, turn_id: int) -> bool:
         """Whether the turn waits for room itself, and not for another turn's binding."""
-        return turn_id in self._waiting
+        return turn_id in self._placing.waiting
 
     @property
     def conversations(self) -> Collection[Conversation]:
@@ -89,7 +89,7 @@ class Scheduler:
 
         A turn that comes while another one is placing its conversation waits for that binding.
         """
-        self._now_s = now_s
+        self._placing.now_s = now_s
         conversation = self._conversations.wake(turn.conversation_id)
         state = TurnState(turn, conversation, self._arrivals, conversation.turns, now_s, turn.prompt_tokens)
         self._arrivals += 1
@@ -97,58 +97,58 @@ class Scheduler:
         self._turns[turn.id] = state
         if state.index == 0:
             self._legs.first_turn_arrived(state, now_s)
-        return self._dispatch(state)
+        return self._placing.dispatch(state)
 
     def on_prefilled(
         self, turn_id: int, prompt_tokens: int, now_s: float, cached_tokens: int | None = None
     ) -> list[Action]:
         """The prefill leg counted `prompt_tokens` and holds their KV: confirm the decoder."""
-        self._now_s = now_s
+        self._placing.now_s = now_s
         state = self._turns[turn_id]
         self._legs.prefilled(state, prompt_tokens, cached_tokens, now_s)
-        if not self._has_its_decoder(state):
-            return self._place_again(state)
+        if not self._placing.has_its_decoder(state):
+            return self._placing.place_again(state)
         placement = placement_of(state)
         ledger = self.pools.ledgers[placement.decoder]
         is_exact = state.conversation.leader is state and placement.reserve_tokens is None
         (ledger.settle if is_exact else ledger.grow)(state.conversation.id, prompt_tokens)
-        return [self._legs.start_decode(state, now_s), *self._admit()]
+        return [self._legs.start_decode(state, now_s), *self._placing.admit()]
 
     def on_prefill_failed(self, turn_id: int) -> list[Action]:
         """The prefill leg broke: a first turn tries one other prefiller, then the decoder itself prefills."""
         state = self._turns[turn_id]
         failed = placement_of(state)
         self._legs.over(state)
-        if not self._has_its_decoder(state):
-            return self._place_again(state)
+        if not self._placing.has_its_decoder(state):
+            return self._placing.place_again(state)
         state.prefill_failures += 1
         prefillers = [
-            p for p in self._legs.cluster_view(self._now_s).prefillers if p.name != failed.prefiller
+            p for p in self._legs.cluster_view(self._placing.now_s).prefillers if p.name != failed.prefiller
         ]
         other = shortest_queue(prefillers, but=failed.decoder)
         is_leader = state.conversation.leader is state
         if other is not None and is_leader and state.prefill_failures == 1:
-            return self._start(state, replace(failed, prefiller=other.name))
+            return self._placing.start(state, replace(failed, prefiller=other.name))
         path = Path.LOCAL_PREFILL if is_leader else Path.PINNED
-        return self._start(state, replace(failed, path=path, prefiller=None))
+        return self._placing.start(state, replace(failed, path=path, prefiller=None))
 
     def on_first_token(self, turn_id: int, now_s: float, *, was_seen: bool = True) -> list[Action]:
         """The decoder answered: a first turn's binding is committed, waiting turns follow it.
 
         `was_seen`: the token came now; False where all that is known is that it must have come.
         """
-        self._now_s = now_s
+        self._placing.now_s = now_s
         state = self._turns[turn_id]
         if state.has_answered:
             return []
         self._legs.first_token(state, now_s if was_seen else None)
-        if state.conversation.leader is not state or not self._has_its_decoder(state):
+        if state.conversation.leader is not state or not self._placing.has_its_decoder(state):
             return []  # a later turn, or a decoder that was lost while it answered
-        return self._bind(state)
+        return self._placing.bind(state)
 
     def on_tokens(self, turn_id: int, count: int, now_s: float) -> list[Action]:
         """`count` more output tokens came after the first one. Report as often as is convenient."""
-        self._now_s = now_s
+        self._placing.now_s = now_s
         state = self._turns[turn_id]
         self._legs.tokens(state, count, now_s)
         ledger = self.pools.ledgers.get(state.conversation.decoder or "")
@@ -171,20 +171,20 @@ class Scheduler:
         output of this turn, the KV that the conversation now holds; `cached_tokens` those of
         the prompt that the decoder had.
         """
-        self._now_s = now_s
+        self._placing.now_s = now_s
         state = self._turns.pop(turn_id)
         conversation = state.conversation
         self._legs.over(state)
         self._legs.learn(state, kv_tokens, output_tokens, cached_tokens)
         if conversation.leader is state:
-            self._abandon_placement(state)
+            self._placing.abandon(state)
         elif conversation.running.pop(turn_id, None) is not None:
             self._settle(state, kv_tokens)
         else:
             conversation.followers.remove(state)
         if not conversation.has_turns:
             self._rest(conversation)
-        return self._admit()
+        return self._placing.admit()
 
     def on_conversation_ended(self, conversation_id: str) -> list[Action]:
         """Free the conversation's reservation, once its running turns have ended."""
@@ -194,7 +194,7 @@ class Scheduler:
         conversation.is_ending = True
         if not conversation.has_turns:
             self._forget(conversation, State.ENDED)
-        return self._admit()
+        return self._placing.admit()
 
     def on_conversation_expired(self, conversation_id: str) -> list[Action]:
         """Free the reservation of a conversation that is idle; nothing if a turn has come since."""
@@ -202,19 +202,19 @@ class Scheduler:
         if conversation is None or not self._conversations.is_idle(conversation_id):
             return []
         self._forget(conversation, State.EXPIRED)
-        return self._admit()
+        return self._placing.admit()
 
     # -- engines -----------------------------------------------------------------------------
 
     def on_engine_up(self, name: str, kv_capacity_tokens: int | None) -> list[Action]:
         """The engine answers. `kv_capacity_tokens` is None where it reports none."""
         self.pools.up(name, kv_capacity_tokens)
-        return self._admit()
+        return self._placing.admit()
 
     def on_engine_down(self, name: str) -> list[Action]:
         """The engine is gone, and with it the KV that it held: its conversations are placed anew."""
         self._unbind(name, self.pools.down(name))
-        return self._admit()
+        return self._placing.admit()
 
     def on_kv_observed(self, name: str, kv_usage: float, running: int, waiting: int) -> list[Action]:
         """The engine's own report: share of its KV in use (0 to 1), requests running and waiting."""
@@ -223,7 +223,7 @@ class Scheduler:
             return []
         capacity = engine.ledger.capacity_tokens if engine.ledger else None
         engine.load_reported(None if capacity is None else round(kv_usage * capacity), running + waiting)
-        return self._admit()
+        return self._placing.admit()
 
     def on_engine_added(self, profile: EngineProfile) -> list[Action]:
         """One more engine is known; it serves once it is up. Raises ValueError for a name that is taken."""
@@ -233,113 +233,14 @@ class Scheduler:
     def on_engine_draining(self, name: str, *, is_draining: bool = True) -> list[Action]:
         """The engine takes nothing new (or takes again); `pools.is_drained` tells when it may go."""
         self.pools.set_draining(name, is_draining)
-        return self._admit()
+        return self._placing.admit()
 
     def on_engine_removed(self, name: str) -> list[Action]:
         """The engine is forgotten; what it still held is placed anew."""
         self._unbind(name, self.pools.remove(name))
-        return self._admit()
+        return self._placing.admit()
 
-    # -- steps: placing ------------------------------------------------------------------------
-
-    def _dispatch(self, state: TurnState) -> list[Action]:
-        conversation = state.conversation
-        if conversation.decoder is not None:
-            return self._start_bound(state)
-        if conversation.leader is not None:
-            conversation.followers.append(state)
-            return []
-        self._enqueue(state)
-        return self._admit()
-
-    def _enqueue(self, state: TurnState) -> None:
-        conversation = state.conversation
-        conversation.leader = state
-        conversation.state = State.REBINDING if conversation.bindings else State.NEW
-        state.prefill_failures = 0
-        self._waiting.add(state)
-
-    def _admit(self) -> list[Action]:
-        actions: list[Action] = []
-        while (state := self._waiting.head) is not None:
-            placement = self._policy.place(self._legs.turn_view(state), self._legs.cluster_view(self._now_s))
-            if placement is None:
-                break
-            self._waiting.remove(state.id)
-            actions += self._lead(state, placement)
-        return actions
-
-    def _lead(self, state: TurnState, placement: Placement) -> list[Action]:
-        """Reserve room on the decoder before anything is sent, so that no KV waits locked on a prefiller."""
-        ledger = self.pools.ledgers[placement.decoder]
-        need = placement.reserve_tokens or state.prompt_tokens
-        ledger.settle(state.conversation.id, min(need, ledger.budget_tokens))
-        state.conversation.state = State.PREFILLING
-        return self._start(state, placement)
-
-    def _start(self, state: TurnState, placement: Placement) -> list[Action]:
-        if placement.prefiller == placement.decoder:
-            raise RuntimeError(f"turn {state.id} was placed on {placement.decoder!r} twice")
-        state.placement = placement
-        state.is_stranded = False
-        return [self._legs.start(state, self._now_s)]
-
-    def _start_bound(self, state: TurnState) -> list[Action]:
-        conversation = state.conversation
-        placement = self._policy.place(self._legs.turn_view(state), self._legs.cluster_view(self._now_s))
-        if placement is None:
-            raise RuntimeError(f"the policy left a bound turn of {conversation.id!r} without a place")
-        if placement.decoder != conversation.decoder:
-            return self._move(state, placement)
-        conversation.state = State.ACTIVE
-        conversation.running[state.id] = state
-        self.pools.ledgers[placement.decoder].grow(conversation.id, state.prompt_tokens)
-        return self._start(state, placement)
-
-    def _move(self, state: TurnState, placement: Placement) -> list[Action]:
-        """The policy takes the conversation to another decoder: this turn places it anew."""
-        conversation = state.conversation
-        if conversation.running:
-            raise RuntimeError(f"the policy moved {conversation.id!r} while its turns run")
-        self.pools.release(conversation.id)
-        conversation.decoder = conversation.kv_tokens = None
-        conversation.leader = state
-        conversation.rebind_cause = RebindCause.MOVED
-        return self._lead(state, placement)
-
-    def _bind(self, state: TurnState) -> list[Action]:
-        conversation, placement = state.conversation, placement_of(state)
-        held_tokens = self.pools.ledgers[placement.decoder].held(conversation.id)
-        is_estimate = placement.prefiller is None and placement.reserve_tokens is None
-        conversation.kv_tokens = None if is_estimate else held_tokens
-        conversation.decoder = placement.decoder
-        conversation.state = State.ACTIVE
-        conversation.leader = conversation.hit_share = None
-        conversation.running[state.id] = state
-        if conversation.bindings:
-            self.rebinds_by_cause[conversation.rebind_cause or RebindCause.PLACEMENT_FAILED] += 1
-        conversation.bindings += 1
-        followers, conversation.followers = conversation.followers, deque()
-        return [action for follower in followers for action in self._dispatch(follower)]
-
-    # -- steps: losing -------------------------------------------------------------------------
-
-    def _has_its_decoder(self, state: TurnState) -> bool:
-        """Whether the decoder that the turn was placed on is still there for its conversation."""
-        decoder, conversation = placement_of(state).decoder, state.conversation
-        if state.is_stranded or decoder not in self.pools.ledgers:
-            return False
-        return conversation.leader is state or conversation.decoder == decoder
-
-    def _place_again(self, state: TurnState) -> list[Action]:
-        """The planned decoder was lost during the prefill: the turn returns to its place in the queue."""
-        conversation = state.conversation
-        self._legs.over(state)
-        state.placement = None
-        if conversation.leader is state:
-            conversation.leader = None
-        conversation.running.pop(state.id, None)
-        return self._dispatch(state)
+    # -- steps ---------------------------------------------------------------------------------
 
     def _unbind(self, engine: str, holders: Collection[str]) -> None:
         for conversation in self._conversations.live:
@@ -347,29 +248,7 @@ class Scheduler:
         for conversation_id in holders:
             holder = self._conversations.find(conversation_id)
             if holder is not None:
-                self._lose_decoder(holder, engine)
-
-    def _lose_decoder(self, conversation: Conversation, engine: str) -> None:
-        conversation.rebind_cause = RebindCause.ENGINE_LOST
-        for state in (conversation.leader, *conversation.running.values()):
-            if state is not None and state.placement is not None and state.placement.decoder == engine:
-                state.is_stranded = True
-        if conversation.decoder == engine:
-            conversation.decoder = conversation.kv_tokens = None
-            conversation.state = State.REBINDING
-
-    def _abandon_placement(self, state: TurnState) -> None:
-        """The leader ended before a decoder was bound: free its room, let the next turn lead."""
-        conversation = state.conversation
-        conversation.leader = None
-        self._waiting.remove(state.id)
-        self.pools.release(conversation.id)
-        if conversation.rebind_cause is RebindCause.MOVED:
-            conversation.rebind_cause = RebindCause.PLACEMENT_FAILED
-        if conversation.followers:
-            self._enqueue(conversation.followers.popleft())
-
-    # -- steps: settling -----------------------------------------------------------------------
+                self._placing.lose_decoder(holder, engine)
 
     def _settle(self, state: TurnState, kv_tokens: int | None) -> None:
         """Reserve what the conversation is known to hold; what other turns of it still add stays debited."""
@@ -386,7 +265,7 @@ class Scheduler:
         if conversation.is_ending or (conversation.decoder is None and not conversation.bindings):
             self._forget(conversation, State.ENDED)
             return
-        self._conversations.rest(conversation, self._now_s)
+        self._conversations.rest(conversation, self._placing.now_s)
 
     def _forget(self, conversation: Conversation, state: State) -> None:
         self.pools.release(conversation.id)
