@@ -64,8 +64,8 @@ class Interleavings(RuleBasedStateMachine):
         self.decoding: dict[int, str] = {}
         self.confirmed: set[int] = set()
 
-    def carry_out(self, actions: list[Action], *, queued: bool = True) -> None:
-        """Check each action. `queued`: those that bind a conversation come from the queue for room."""
+    def carry_out(self, actions: list[Action], *, queued: bool = True, admits: bool = True) -> None:
+        """Check each action. One that binds was admitted now, from the queue, unless it is said otherwise."""
         for action in actions:
             turn_id, placement = action.turn_id, action.placement
             assert turn_id in self.arrived, "an action for a turn that has ended"
@@ -77,22 +77,15 @@ class Interleavings(RuleBasedStateMachine):
                 self.prefilling[turn_id] = placement.prefiller
             else:
                 self.decoding[turn_id] = placement.decoder
-            self.check_room(placement.decoder, placement.path.binds)
+        binding = [a for a in actions if a.placement.path.binds and a.turn_id not in self.confirmed]
+        admitted = binding if admits else []
+        for action in admitted:
+            ledger = self.scheduler.pools.ledgers[action.placement.decoder]
+            assert ledger.overcommitted_tokens == 0, "admitted beyond the budget"
         # Ids are given in the order of arrival.
         waiting = [t for t in self.arrived if self.scheduler.is_waiting(t)]
-        admitted = [a.turn_id for a in actions if a.placement.path.binds and a.turn_id not in self.confirmed]
         if queued and waiting and admitted:
-            assert max(admitted) < min(waiting), "admission out of order"
-
-    def check_room(self, decoder: str, is_admission: bool) -> None:
-        ledger = self.scheduler.pools.ledgers[decoder]
-        if is_admission and decoder not in self.grown:
-            assert ledger.reserved_tokens <= ledger.budget_tokens, "admitted beyond the budget"
-
-    @property
-    def grown(self) -> set[str]:
-        """Decoders whose bound conversations have outgrown the budget, and which say so."""
-        return {n for n, ledger in self.scheduler.pools.ledgers.items() if ledger.overcommitted_tokens}
+            assert max(a.turn_id for a in admitted) < min(waiting), "admission out of order"
 
     def later(self, seconds: float) -> float:
         self.now_s += seconds
@@ -129,7 +122,7 @@ class Interleavings(RuleBasedStateMachine):
     def prefill_breaks(self, data: st.DataObject) -> None:
         turn_id = data.draw(st.sampled_from(sorted(self.prefilling)))
         del self.prefilling[turn_id]
-        self.carry_out(self.scheduler.on_prefill_failed(turn_id), queued=False)
+        self.carry_out(self.scheduler.on_prefill_failed(turn_id), admits=False)
 
     @precondition(lambda self: self.decoding)
     @rule(data=st.data(), was_seen=st.booleans())
