@@ -1,53 +1,15 @@
 """The scheduler's state machine, report by report."""
 
-from itertools import count
-
 import pytest
 
 from conserve_sdk.protocol import Path
-from conserve_server.core.turn import Placement, Turn
-from conserve_server.scheduling.actions import Action, StartDecode, StartPrefill
+from conserve_server.core.turn import Placement
+from conserve_server.scheduling.actions import StartDecode, StartPrefill
 from conserve_server.scheduling.conserve import ConServe
 from conserve_server.scheduling.conversation import State
 from conserve_server.scheduling.engine_state import EngineProfile
-from conserve_server.scheduling.policy import Policy
 from conserve_server.scheduling.scheduler import Scheduler
-
-_ids = count(1)
-
-
-def scheduler_of(
-    *, capacity: int = 1000, prefillers: tuple[str, ...] = ("p0",), policy: Policy | None = None
-) -> Scheduler:
-    engines = [
-        *(EngineProfile(name, takes_prefills=True) for name in prefillers),
-        *(EngineProfile(name, takes_conversations=True) for name in ("d0", "d1")),
-    ]
-    scheduler = Scheduler(policy or ConServe(), engines=engines, kv_budget_fraction=1.0)
-    for engine in engines:
-        scheduler.on_engine_up(engine.name, capacity)
-    return scheduler
-
-
-def turn_of(conversation: str, prompt_tokens: int = 100) -> Turn:
-    return Turn(next(_ids), conversation, prompt_tokens)
-
-
-def started(actions: list[Action]) -> list[tuple[type[Action], int]]:
-    return [(type(action), action.turn_id) for action in actions]
-
-
-def bind(scheduler: Scheduler, conversation: str, prompt_tokens: int = 100, kv_tokens: int = 120) -> str:
-    """A first turn from arrival to end; the decoder it was bound to."""
-    turn = turn_of(conversation, prompt_tokens)
-    scheduler.on_turn(turn, 0.0)
-    scheduler.on_prefilled(turn.id, prompt_tokens, 0.0)
-    scheduler.on_first_token(turn.id, 0.0)
-    scheduler.on_turn_ended(turn.id, kv_tokens, now_s=0.0)
-    found = scheduler.find(conversation)
-    assert found is not None
-    assert found.decoder is not None
-    return found.decoder
+from tests.scheduling.driving import bind, scheduler_of, started, turn_of
 
 
 def test_a_first_turn_is_prefilled_with_its_room_already_reserved() -> None:
@@ -219,3 +181,16 @@ def test_idle_conversations_are_listed_oldest_first() -> None:
 def test_an_engine_of_no_pool_is_refused_by_name() -> None:
     with pytest.raises(KeyError, match="stranger"):
         scheduler_of().on_engine_up("stranger", 1)
+
+
+def test_a_turn_that_is_placed_again_keeps_its_place_in_the_queue() -> None:
+    scheduler = scheduler_of(capacity=100)
+    first, second, third = (turn_of(name, 80) for name in "abc")
+    scheduler.on_turn(first, 0.0)
+    scheduler.on_turn(second, 0.0)
+    assert scheduler.on_turn(third, 0.0) == []
+    scheduler.on_engine_down("d0")
+    assert scheduler.on_prefilled(first.id, 80, 1.0) == []
+    scheduler.on_turn_ended(second.id, None, 2.0)
+    assert scheduler.is_waiting(third.id)
+    assert not scheduler.is_waiting(first.id)

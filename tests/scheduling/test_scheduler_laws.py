@@ -187,6 +187,18 @@ class Interleavings(RuleBasedStateMachine):
                 assert holders in ([], [conversation.decoder])
 
     @invariant()
+    def no_turn_is_forgotten(self) -> None:
+        following = {t.id for c in self.scheduler.conversations for t in c.followers}
+        for turn_id in self.arrived:
+            places = [
+                turn_id in self.prefilling,
+                turn_id in self.decoding,
+                turn_id in following,
+                self.scheduler.is_waiting(turn_id),
+            ]
+            assert sum(places) == 1, f"turn {turn_id} is in {sum(places)} places"
+
+    @invariant()
     def the_books_balance(self) -> None:
         live = {c.id for c in self.scheduler.conversations}
         for ledger in self.scheduler.pools.ledgers.values():
