@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_origin
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -89,7 +89,8 @@ def config_keys(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
             None,
         )
         if part is not None:
-            keys |= config_keys(part, f"{prefix}{name}.")
+            entry = "NAME." if get_origin(field.annotation) is dict else ""
+            keys |= config_keys(part, f"{prefix}{name}.{entry}")
         else:
             keys[prefix + name] = toml(field.get_default(call_default_factory=True))
     return keys
@@ -117,7 +118,7 @@ def test_every_configuration_key_is_in_the_page_with_its_default() -> None:
 def test_the_configuration_page_names_no_key_that_does_not_exist() -> None:
     keys = set(config_keys(Config))
     parts = {key.rpartition(".")[0] for key in keys} | {"pools"}
-    named = re.findall(r"`((?:gateway|scheduler|pools|launcher)\.[\w.]+)`", page("configuration.md"))
+    named = re.findall(r"`((?:gateway|scheduler|pools|tiers|launcher)\.[\w.]+)`", page("configuration.md"))
     assert set(named) <= keys | parts
 
 
