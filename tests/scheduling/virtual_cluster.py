@@ -94,6 +94,7 @@ class VirtualCluster:
         self._now_s = 0.0
         self._free_at_s: dict[str, float] = defaultdict(float)
         self._live: dict[int, _Live] = {}
+        self._decoding: dict[int, _Live] = {}
 
     def run(self, scripts: Sequence[Script], *, most_events: int = 200_000) -> Log:
         """Run until nothing is left to happen. Fails when that takes too many events."""
@@ -139,6 +140,7 @@ class VirtualCluster:
         self._at(done_s, lambda: self.scheduler.on_prefilled(live.turn.id, tokens, self._now_s))
 
     def _decode(self, live: _Live, placement: Placement) -> None:
+        self._decoding[live.turn.id] = live
         if placement.prefiller is None:
             first_s = self._compute(placement.decoder, live.script.appended[live.index])
         else:
@@ -159,6 +161,7 @@ class VirtualCluster:
 
     def _end(self, live: _Live, later_tokens: int) -> list[Action]:
         self.log.ends[live.key] += 1
+        del self._decoding[live.turn.id]
         script, index = live.script, live.index
         if later_tokens:
             self._perform(self.scheduler.on_tokens(live.turn.id, later_tokens, self._now_s))
@@ -175,7 +178,10 @@ class VirtualCluster:
             self._at(self._now_s + self._reports_every_s, self._report)
         actions: list[Action] = []
         for view in self.scheduler.pools.views(self._now_s):
-            usage = min(1.0, view.reserved_tokens / self._capacity)
+            ledger = self.scheduler.pools.ledgers.get(view.name)
+            running = {live.script.id for live in self._decoding.values()}
+            used_tokens = sum(map(ledger.held, running)) if ledger else 0
+            usage = min(1.0, used_tokens / self._capacity)
             actions += self.scheduler.on_kv_observed(view.name, usage, view.running_turns, 0)
         return actions
 

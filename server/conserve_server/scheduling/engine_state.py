@@ -34,7 +34,7 @@ class EngineState:
         self._min_sample_tokens = config.min_speed_sample_tokens
         self._queued: dict[int, int] = {}
         self._queued_tokens = 0
-        self._running: set[int] = set()
+        self._running: dict[int, str] = {}
         self._unaccounted_turns = 0
         self._ttft = Window(config.window_s)
         self._itl = Window(config.window_s)
@@ -61,13 +61,13 @@ class EngineState:
         self._queued_tokens -= tokens or 0
         return tokens
 
-    def run(self, turn_id: int) -> None:
+    def run(self, turn_id: int, conversation_id: str) -> None:
         """A turn was sent to it for decoding."""
-        self._running.add(turn_id)
+        self._running[turn_id] = conversation_id
 
     def stop(self, turn_id: int) -> None:
         """The turn has left it, however it ended."""
-        self._running.discard(turn_id)
+        self._running.pop(turn_id, None)
         self.unqueue(turn_id)
 
     # -- what was observed ---------------------------------------------------------------------
@@ -93,9 +93,9 @@ class EngineState:
 
         What goes beyond our own books belongs to others, or is not settled yet.
         """
-        self._unaccounted_turns = max(0, turns - len(self._running | self._queued.keys()))
+        self._unaccounted_turns = max(0, turns - len(self._running.keys() | self._queued.keys()))
         if self.ledger is not None and kv_tokens is not None:
-            self.ledger.reconcile(kv_tokens)
+            self.ledger.reconcile(kv_tokens, set(self._running.values()))
 
     # -- what a policy sees --------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ reservations is kept beside them: it narrows admission and belongs to no convers
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 
 UNBOUNDED = sys.maxsize
 """The budget of a decoder that does not report its KV capacity: it is never full."""
@@ -23,7 +24,7 @@ class DecoderLedger:
         self._total = 0
         self.capacity_tokens = capacity_tokens
         self.unaccounted_tokens = 0
-        """KV in use on the engine beyond the reservations, when it last reported."""
+        """KV in use on the engine that belongs to no running conversation of ours, when it last reported."""
 
     @property
     def budget_tokens(self) -> int:
@@ -47,14 +48,13 @@ class DecoderLedger:
     def held(self, conversation_id: str) -> int:
         return self._reserved.get(conversation_id, 0)
 
-    def reconcile(self, used_tokens: int) -> None:
+    def reconcile(self, used_tokens: int, running: Collection[str]) -> None:
         """Compare with the KV that the engine says is in use.
 
-        vLLM counts what running requests hold: less than the reservations is usual, since
-        conversations in a tool gap are only cached; more is somebody else's, or growth that no
-        turn's end has settled yet.
+        vLLM counts what running requests hold, and not what is only cached: the comparison is
+        with the reservations of the conversations that are `running` there now.
         """
-        self.unaccounted_tokens = max(0, used_tokens - self._total)
+        self.unaccounted_tokens = max(0, used_tokens - sum(self.held(name) for name in running))
 
     def settle(self, conversation_id: str, kv_tokens: int) -> None:
         """Set the conversation's reservation to what is known to be needed."""

@@ -52,7 +52,7 @@ class Legs:
     def _decode(self, state: TurnState, placement: Placement) -> Action:
         decoder = self._pools.find(placement.decoder)
         if decoder is not None:
-            decoder.run(state.id)
+            decoder.run(state.id, state.conversation.id)
         return StartDecode(state.id, placement)
 
     # -- on the way ----------------------------------------------------------------------------
