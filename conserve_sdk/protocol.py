@@ -92,9 +92,21 @@ class Path(StrEnum):
     REMOTE_PREFILL = "remote-prefill"
     """Prefilled on a prefiller, its KV cache moved once to the decoder."""
     LOCAL_PREFILL = "local-prefill"
-    """A first turn prefilled on the decoder itself."""
+    """Prefilled on the decoder itself, which did not hold the conversation before."""
     PINNED = "pinned"
     """A later turn, straight to the decoder that holds the conversation."""
+    REMOTE_APPEND = "remote-append"
+    """A later turn prefilled on a prefiller, its KV moved to the decoder that holds the conversation."""
+
+    @property
+    def moves_kv(self) -> bool:
+        """Whether KV goes from a prefiller to the decoder."""
+        return self in (Path.REMOTE_PREFILL, Path.REMOTE_APPEND)
+
+    @property
+    def binds(self) -> bool:
+        """Whether the decoder becomes the conversation's by this turn."""
+        return self in (Path.REMOTE_PREFILL, Path.LOCAL_PREFILL)
 
 
 class Outcome(StrEnum):

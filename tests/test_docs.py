@@ -118,7 +118,7 @@ def test_every_configuration_key_is_in_the_page_with_its_default() -> None:
 def test_the_configuration_page_names_no_key_that_does_not_exist() -> None:
     keys = set(config_keys(Config))
     parts = {key.rpartition(".")[0] for key in keys} | {"pools"}
-    named = re.findall(r"`((?:gateway|scheduler|pools|launcher)\.[\w.]+)`", page("configuration.md"))
+    named = re.findall(r"`((?:gateway|scheduler|pools|tiers|launcher)\.[\w.]+)`", page("configuration.md"))
     assert set(named) <= keys | parts
 
 

@@ -73,7 +73,7 @@ run_dir = "{folder}/run"
         ("[pools.decode]\ncount = 1\n[gateway]\nprot = 8000\n", "gateway.prot: no such key"),
         ("[gateway]\nport = 8000\n", "pools: missing"),
         ("[pools.decode]\n", "decode has no engines: list their URLs in pools.decode.engines"),
-        (f'[pools.decode]\nengines = ["{NOBODY}"]\n[scheduler]\npolicy = "best"\n', "one of conserve"),
+        (f'[pools.decode]\nengines = ["{NOBODY}"]\n[scheduler]\npolicy = "best"\n', "one of ampd, "),
     ],
 )
 def test_a_wrong_configuration_is_exit_status_2_and_names_the_key(

@@ -126,3 +126,52 @@ def test_an_emulated_engine_is_told_its_place() -> None:
     assert option(made, "--model") == "small"
     assert option(made, "--name") == "decode-1"
     assert option(made, "--max-model-len") == "512"
+
+
+def planned(policy: str, role: Role, *, max_model_len: int | None = None, **part: object) -> EngineCommand:
+    """The command under a policy with these constants."""
+    launcher = {} if max_model_len is None else {"max_model_len": max_model_len}
+    document = {
+        "scheduler": {"policy": policy, policy: part},
+        "pools": {"prefill": {"count": 1}, "decode": {"count": 1}},
+        "launcher": launcher,
+    }
+    return vllm_command(parse_config(document), slot(role), FOLDER, python="python", device="cuda")
+
+
+def test_conserve_plus_gives_decode_engines_small_steps_and_all_engines_priorities() -> None:
+    decode, prefill = (planned("conserve_plus", role) for role in (Role.DECODE, Role.PREFILL))
+    assert option(decode, "--max-num-batched-tokens") == "512"
+    assert option(decode, "--long-prefill-token-threshold") == "256"
+    assert "--max-num-batched-tokens" not in prefill.argv
+    assert {option(made, "--scheduling-policy") for made in (decode, prefill)} == {"priority"}
+
+
+def test_conserve_plus_leaves_to_vllm_what_is_set_to_zero() -> None:
+    made = planned(
+        "conserve_plus",
+        Role.DECODE,
+        first_turn_priority=0,
+        decode_chunk_tokens=0,
+        decode_long_prefill_tokens=0,
+    )
+    flags = {"--scheduling-policy", "--max-num-batched-tokens", "--long-prefill-token-threshold"}
+    assert flags.isdisjoint(made.argv)
+
+
+def test_a_long_prefills_share_is_no_longer_than_the_longest_context() -> None:
+    made = planned("conserve_plus", Role.DECODE, max_model_len=128)
+    assert option(made, "--long-prefill-token-threshold") == "128"
+
+
+def test_other_policies_leave_the_engines_schedulers_alone() -> None:
+    made = vllm_command(config(), slot(Role.DECODE), FOLDER, python="python", device="cuda")
+    assert {"--scheduling-policy", "--max-num-batched-tokens"}.isdisjoint(made.argv)
+    ordering = planned("ampd", Role.PREFILL, reorders_prefills=True)
+    assert option(ordering, "--scheduling-policy") == "priority"
+
+
+def test_engines_with_both_roles_give_and_take_kv() -> None:
+    both = parse_config({"pools": {"decode": {"count": 2, "has_both_roles": True}}})
+    made = vllm_command(both, slot(Role.DECODE), FOLDER, python="python", device="cuda")
+    assert json.loads(option(made, "--kv-transfer-config"))["kv_role"] == "kv_both"

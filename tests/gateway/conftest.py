@@ -22,7 +22,7 @@ from conserve_server.core.config import GatewayConfig, PoolConfig, parse_config
 from conserve_server.engines.emulated import EmulatedConfig, EmulatedEngineServer
 from conserve_server.engines.engine import Role, listed_engines
 from conserve_server.gateway.app import create_app
-from conserve_server.scheduling.conserve import ConServe
+from conserve_server.scheduling.policies import policy_of
 
 MODEL = "tiny"
 WAIT_S = 10.0
@@ -106,6 +106,7 @@ async def served(
     prefill: list[EmulatedConfig] | None = None,
     decode: list[EmulatedConfig] | None = None,
     is_ready: bool = True,
+    scheduler: dict[str, object] | None = None,
     **gateway: object,
 ) -> AsyncIterator[Served]:
     """A gateway over these engines (1 prefill and 2 decode unless given).
@@ -126,12 +127,13 @@ async def served(
             "decode": PoolConfig(engines=tuple(engines[c.name].url for c in decode)),
         }
         limits = GatewayConfig(**{"probe_interval_s": 0.05, **gateway})  # type: ignore[arg-type]
-        config = parse_config({"pools": {n: p.model_dump() for n, p in pools.items()}})
+        document = {"pools": {n: p.model_dump() for n, p in pools.items()}, "scheduler": scheduler or {}}
+        config = parse_config(document)
         config = config.model_copy(update={"gateway": limits})
         app = create_app(
             config,
             engines=listed_engines(config),
-            policy=ConServe(),
+            policy=policy_of(config.scheduler),
             clock=SystemClock(),
             tracer=provider.get_tracer("test"),
         )

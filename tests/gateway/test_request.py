@@ -65,6 +65,18 @@ def test_a_clients_own_kv_transfer_params_never_reach_an_engine() -> None:
     assert b"10.0.0.1" not in request.prefill_body()
 
 
+def test_a_placements_priority_is_in_both_legs_and_replaces_the_clients() -> None:
+    request = parse_request(CHAT, body(priority=-99))
+    assert json.loads(request.prefill_body(10))["priority"] == 10
+    assert json.loads(request.decode_body(None, 10))["priority"] == 10
+
+
+def test_without_a_priority_nothing_is_added() -> None:
+    raw = body()
+    assert parse_request(CHAT, raw).decode_body(None, None) is raw
+    assert "priority" not in json.loads(parse_request(CHAT, raw).prefill_body())
+
+
 @pytest.mark.parametrize(
     ("raw", "code", "param"),
     [

@@ -36,3 +36,13 @@ def test_release_frees_what_was_held_once() -> None:
     ledger = DecoderLedger(1000, 0.9)
     ledger.settle("a", 300)
     assert (ledger.release("a"), ledger.release("a"), ledger.reserved_tokens) == (300, 0, 0)
+
+
+def test_what_the_engine_uses_beyond_its_running_conversations_is_unaccounted() -> None:
+    ledger = DecoderLedger(1000, 0.9)
+    ledger.settle("running", 300)
+    ledger.settle("in a tool gap", 500)
+    ledger.reconcile(350, {"running"})
+    assert ledger.unaccounted_tokens == 50
+    ledger.reconcile(200, {"running"})
+    assert ledger.unaccounted_tokens == 0

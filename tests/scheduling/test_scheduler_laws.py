@@ -1,165 +1,256 @@
-"""Laws that hold over every interleaving of turns, failures, releases and engines."""
+"""Laws that hold under every policy, over every interleaving of turns, failures, releases and engines."""
 
 from __future__ import annotations
 
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from collections.abc import Callable
 
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from conserve_server.core.config import SchedulerConfig
 from conserve_server.core.turn import Turn
 from conserve_server.scheduling.actions import Action, StartDecode, StartPrefill
-from conserve_server.scheduling.conserve import ConServe
+from conserve_server.scheduling.engine_state import EngineProfile
+from conserve_server.scheduling.policies import POLICIES
+from conserve_server.scheduling.policy import Policy
 from conserve_server.scheduling.scheduler import Scheduler
 
 CAPACITY = 400
-DECODERS = ("d0", "d1")
-PREFILLERS = ("p0", "p1")
+ENGINES = (
+    EngineProfile("p0", takes_prefills=True),
+    EngineProfile("p1", takes_prefills=True),
+    EngineProfile("d0", takes_conversations=True),
+    EngineProfile("d1", takes_conversations=True),
+    EngineProfile("both", takes_prefills=True, takes_conversations=True),
+)
+NAMES = tuple(engine.name for engine in ENGINES)
+# Small constants, so that runs of a few turns reach every branch.
+CONFIG = SchedulerConfig.model_validate(
+    {
+        "estimates": {"prefill_tokens_per_s": 100.0, "chunk_tokens": 64, "mean_output_tokens": 10},
+        "conserve_plus": {"long_append_tokens": 50, "append_gain": 1.0, "first_turn_priority": 10},
+        "collocated_sticky": {"min_load_turns": 1},
+        "conditional": {"threshold_tokens": 100},
+        "ppd": {"short_append_tokens": 20},
+        "ampd": {"itl_slo_s": 0.5, "reorders_prefills": True},
+        "ampd_emulated": {"wrong_share": 0.5},
+    }
+)
 
 
 class Interleavings(RuleBasedStateMachine):
     """A driver that does in any order what a gateway may do."""
 
+    policy: Callable[[], Policy]
+
     def __init__(self) -> None:
         super().__init__()
         self.scheduler = Scheduler(
-            ConServe(), prefillers=PREFILLERS, decoders=DECODERS, kv_budget_fraction=0.9
+            type(self).policy(), engines=ENGINES, kv_budget_fraction=0.9, estimates=CONFIG.estimates
         )
+        self.now_s = 0.0
         self.next_id = 1
         self.arrived: dict[int, Turn] = {}
-        self.prefilling: list[int] = []
+        self.prefilling: dict[int, str] = {}
         self.decoding: dict[int, str] = {}
-        self.answered: set[int] = set()
-        self.started_first: list[int] = []
-        self.queued_first: list[int] = []
-        self.grown: dict[str, int] = {}
+        self.confirmed: set[int] = set()
 
-    def carry_out(self, actions: list[Action]) -> None:
+    def carry_out(self, actions: list[Action], *, queued: bool = True, admits: bool = True) -> None:
+        """Check each action. One that binds was admitted now, from the queue, unless it is said otherwise."""
         for action in actions:
-            turn_id = action.turn_id
+            turn_id, placement = action.turn_id, action.placement
             assert turn_id in self.arrived, "an action for a turn that has ended"
             assert turn_id not in self.decoding, "a turn was told to decode twice"
-            if turn_id in self.queued_first:
-                assert turn_id == self.queued_first.pop(0), "admission out of order"
+            assert turn_id not in self.prefilling, "a turn was sent to two engines"
+            assert placement.prefiller != placement.decoder
             if isinstance(action, StartPrefill):
-                assert turn_id not in self.prefilling
-                self.prefilling.append(turn_id)
+                assert placement.prefiller is not None
+                self.prefilling[turn_id] = placement.prefiller
             else:
-                self.decoding[turn_id] = action.placement.decoder
+                self.decoding[turn_id] = placement.decoder
+        binding = [a for a in actions if a.placement.path.binds and a.turn_id not in self.confirmed]
+        admitted = binding if admits else []
+        for action in admitted:
+            ledger = self.scheduler.pools.ledgers[action.placement.decoder]
+            assert ledger.overcommitted_tokens == 0, "admitted beyond the budget"
+        # Ids are given in the order of arrival.
+        waiting = [t for t in self.arrived if self.scheduler.is_waiting(t)]
+        if queued and waiting and admitted:
+            assert max(a.turn_id for a in admitted) < min(waiting), "admission out of order"
+
+    def later(self, seconds: float) -> float:
+        self.now_s += seconds
+        return self.now_s
+
+    # -- what may happen -------------------------------------------------------------------------
 
     @initialize()
     def engines_come_up(self) -> None:
-        for name in (*PREFILLERS, *DECODERS):
+        for name in NAMES:
             self.carry_out(self.scheduler.on_engine_up(name, CAPACITY))
 
-    @rule(conversation=st.sampled_from("abcdef"), prompt=st.integers(1, 500))
-    def turn_arrives(self, conversation: str, prompt: int) -> None:
+    @rule(conversation=st.sampled_from("abcdef"), prompt=st.integers(1, 500), wait_s=st.floats(0, 5))
+    def turn_arrives(self, conversation: str, prompt: int, wait_s: float) -> None:
         turn = Turn(self.next_id, conversation, prompt)
         self.next_id += 1
         self.arrived[turn.id] = turn
         found = self.scheduler.find(conversation)
-        leads = found is None or (found.decoder is None and found.leader is None)
-        if leads:
-            self.queued_first.append(turn.id)
-        self.carry_out(self.scheduler.on_turn(turn))
+        may_be_moved = found is not None and found.decoder is not None
+        self.carry_out(self.scheduler.on_turn(turn, self.later(wait_s)), queued=not may_be_moved)
 
     @precondition(lambda self: self.prefilling)
-    @rule(data=st.data(), counted=st.integers(1, 400))
-    def prefill_answers(self, data: st.DataObject, counted: int) -> None:
-        turn_id = data.draw(st.sampled_from(self.prefilling))
-        self.prefilling.remove(turn_id)
-        self.carry_out(self.expect_requeue(turn_id, self.scheduler.on_prefilled(turn_id, counted)))
+    @rule(data=st.data(), counted=st.integers(1, 400), cached=st.one_of(st.none(), st.integers(0, 100)))
+    def prefill_answers(self, data: st.DataObject, counted: int, cached: int | None) -> None:
+        turn_id = data.draw(st.sampled_from(sorted(self.prefilling)))
+        del self.prefilling[turn_id]
+        actions = self.scheduler.on_prefilled(turn_id, counted, self.later(0.1), cached)
+        if actions and isinstance(actions[0], StartDecode) and actions[0].turn_id == turn_id:
+            self.confirmed.add(turn_id)
+        self.carry_out(actions)
 
     @precondition(lambda self: self.prefilling)
     @rule(data=st.data())
     def prefill_breaks(self, data: st.DataObject) -> None:
-        turn_id = data.draw(st.sampled_from(self.prefilling))
-        self.prefilling.remove(turn_id)
-        self.carry_out(self.expect_requeue(turn_id, self.scheduler.on_prefill_failed(turn_id)))
-
-    def expect_requeue(self, turn_id: int, actions: list[Action]) -> list[Action]:
-        """A turn whose decoder was lost goes back to the head of the queue."""
-        if self.scheduler.is_waiting(turn_id):
-            self.queued_first.insert(0, turn_id)
-        return actions
+        turn_id = data.draw(st.sampled_from(sorted(self.prefilling)))
+        del self.prefilling[turn_id]
+        self.carry_out(self.scheduler.on_prefill_failed(turn_id), admits=False)
 
     @precondition(lambda self: self.decoding)
-    @rule(data=st.data())
-    def decoder_answers(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), was_seen=st.booleans())
+    def decoder_answers(self, data: st.DataObject, was_seen: bool) -> None:
         turn_id = data.draw(st.sampled_from(sorted(self.decoding)))
-        self.answered.add(turn_id)
-        self.carry_out(self.scheduler.on_bound(turn_id))
+        self.carry_out(self.scheduler.on_first_token(turn_id, self.later(0.1), was_seen=was_seen))
+
+    @precondition(lambda self: self.decoding)
+    @rule(data=st.data(), count=st.integers(1, 50), elapsed_s=st.floats(0, 20))
+    def tokens_come(self, data: st.DataObject, count: int, elapsed_s: float) -> None:
+        turn_id = data.draw(st.sampled_from(sorted(self.decoding)))
+        self.carry_out(self.scheduler.on_tokens(turn_id, count, self.later(elapsed_s)))
 
     @precondition(lambda self: self.arrived)
-    @rule(data=st.data(), kv_tokens=st.one_of(st.none(), st.integers(1, 600)))
-    def turn_ends(self, data: st.DataObject, kv_tokens: int | None) -> None:
+    @rule(
+        data=st.data(),
+        kv_tokens=st.one_of(st.none(), st.integers(1, 600)),
+        cached_tokens=st.one_of(st.none(), st.integers(0, 600)),
+    )
+    def turn_ends(self, data: st.DataObject, kv_tokens: int | None, cached_tokens: int | None) -> None:
         turn_id = data.draw(st.sampled_from(sorted(self.arrived)))
         del self.arrived[turn_id]
         self.decoding.pop(turn_id, None)
-        if turn_id in self.prefilling:
-            self.prefilling.remove(turn_id)
-        if turn_id in self.queued_first:
-            self.queued_first.remove(turn_id)
-        before = {c.id: c.leader for c in self.scheduler.conversations}
-        actions = self.scheduler.on_turn_ended(turn_id, kv_tokens, now_s=0.0)
-        self.note_new_leaders(before, actions)
-        self.carry_out(actions)
+        self.prefilling.pop(turn_id, None)
+        self.carry_out(
+            self.scheduler.on_turn_ended(
+                turn_id, kv_tokens, self.later(0.1), output_tokens=3, cached_tokens=cached_tokens
+            )
+        )
 
-    def note_new_leaders(self, before: dict[str, Turn | None], actions: list[Action]) -> None:
-        """A follower that takes over joins the end of the admission queue."""
-        started = {a.turn_id for a in actions}
-        for conversation in self.scheduler.conversations:
-            leader = conversation.leader
-            if leader is None or leader == before.get(conversation.id):
-                continue
-            if leader.id in started or self.scheduler.is_waiting(leader.id):
-                self.queued_first.append(leader.id)
+    @rule(conversation=st.sampled_from("abcdef"), expires=st.booleans())
+    def conversation_ends(self, conversation: str, expires: bool) -> None:
+        end = self.scheduler.on_conversation_expired if expires else self.scheduler.on_conversation_ended
+        self.carry_out(end(conversation))
 
-    @rule(conversation=st.sampled_from("abcdef"))
-    def conversation_ends(self, conversation: str) -> None:
-        self.carry_out(self.scheduler.on_conversation_ended(conversation))
-
-    @rule(engine=st.sampled_from((*PREFILLERS, *DECODERS)))
-    def engine_restarts(self, engine: str) -> None:
+    @rule(engine=st.sampled_from(NAMES))
+    def engine_goes_down(self, engine: str) -> None:
         self.carry_out(self.scheduler.on_engine_down(engine))
+
+    @rule(engine=st.sampled_from(NAMES))
+    def engine_is_up(self, engine: str) -> None:
         self.carry_out(self.scheduler.on_engine_up(engine, CAPACITY))
 
+    @rule(engine=st.sampled_from(NAMES), is_draining=st.booleans())
+    def engine_drains(self, engine: str, is_draining: bool) -> None:
+        self.carry_out(self.scheduler.on_engine_draining(engine, is_draining=is_draining))
+
+    @rule(engine=st.sampled_from(NAMES), usage=st.floats(0, 1), turns=st.integers(0, 9))
+    def engine_reports(self, engine: str, usage: float, turns: int) -> None:
+        self.carry_out(self.scheduler.on_kv_observed(engine, usage, turns, 0))
+
+    # -- what must hold --------------------------------------------------------------------------
+
     @invariant()
-    def no_conversation_holds_kv_on_two_decoders(self) -> None:
+    def no_conversation_has_two_decoders(self) -> None:
         for conversation in self.scheduler.conversations:
-            holders = [
-                n for n, ledger in self.scheduler.pools.ledgers.items() if ledger.held(conversation.id)
-            ]
+            ledgers = self.scheduler.pools.ledgers
+            holders = [n for n, ledger in ledgers.items() if ledger.held(conversation.id)]
             assert len(holders) <= 1, f"{conversation.id} holds KV on {holders}"
+            assert conversation.decoder is None or conversation.leader is None
             if conversation.decoder is not None:
                 assert holders in ([], [conversation.decoder])
+
+    @invariant()
+    def no_turn_is_forgotten(self) -> None:
+        following = {t.id for c in self.scheduler.conversations for t in c.followers}
+        for turn_id in self.arrived:
+            places = [
+                turn_id in self.prefilling,
+                turn_id in self.decoding,
+                turn_id in following,
+                self.scheduler.is_waiting(turn_id),
+            ]
+            assert sum(places) == 1, f"turn {turn_id} is in {sum(places)} places"
 
     @invariant()
     def the_books_balance(self) -> None:
         live = {c.id for c in self.scheduler.conversations}
         for ledger in self.scheduler.pools.ledgers.values():
             assert ledger.reserved_tokens == sum(ledger.held(c) for c in ledger.conversations)
+            assert ledger.overcommitted_tokens == max(0, ledger.reserved_tokens - ledger.budget_tokens)
             assert set(ledger.conversations) <= live
 
     @invariant()
-    def nothing_is_queued_on_a_prefiller_but_running_prefills(self) -> None:
-        queued = sum(p.queued_tokens for p in self.scheduler.pools.view().prefillers)
-        assert queued <= sum(self.arrived[t].prompt_tokens for t in self.prefilling)
+    def engines_are_debited_for_what_runs_and_for_nothing_else(self) -> None:
+        running = {*self.prefilling, *self.decoding}
+        for view in self.scheduler.pools.views(self.now_s):
+            assert view.queued_tokens >= 0
+            assert view.running_turns <= len([d for d in self.decoding.values() if d == view.name])
+            if not running:
+                assert view.queued_tokens == 0
+
+    @invariant()
+    def nobody_waits_before_an_empty_cluster(self) -> None:
+        views = [v for v in self.scheduler.pools.views(self.now_s) if v.takes_conversations]
+        if views and all(v.free_tokens == v.budget_tokens for v in views):
+            assert self.scheduler.waiting_turns == 0
+
+    @invariant()
+    def a_drained_engine_holds_nothing(self) -> None:
+        for name in NAMES:
+            ledger = self.scheduler.pools.ledgers.get(name)
+            if ledger is not None and self.scheduler.pools.is_drained(name):
+                assert not ledger.conversations
 
     def teardown(self) -> None:
         """When all turns and conversations have ended nothing is left."""
         for turn_id in sorted(self.arrived):
-            del self.arrived[turn_id]
-            for action in self.scheduler.on_turn_ended(turn_id, None, now_s=0.0):
-                assert isinstance(action, StartDecode | StartPrefill)
+            self.scheduler.on_turn_ended(turn_id, None, self.now_s)
+            with pytest.raises(KeyError):
+                self.scheduler.on_turn_ended(turn_id, None, self.now_s)
         for conversation in list(self.scheduler.conversations):
             self.scheduler.on_conversation_ended(conversation.id)
         assert not self.scheduler.conversations
         assert self.scheduler.waiting_turns == 0
         assert all(ledger.reserved_tokens == 0 for ledger in self.scheduler.pools.ledgers.values())
-        view = self.scheduler.pools.view()
-        assert all(p.queued_tokens == 0 for p in view.prefillers)
-        assert all(d.running_turns == 0 for d in view.decoders)
+        for view in self.scheduler.pools.views(self.now_s):
+            assert (view.queued_tokens, view.running_turns) == (0, 0)
 
 
-TestInterleavings = Interleavings.TestCase
-TestInterleavings.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+@pytest.mark.parametrize("name", sorted(POLICIES))
+def test_the_laws_hold_over_every_interleaving(name: str) -> None:
+    machine = type(
+        f"Interleavings_{name}",
+        (Interleavings,),
+        {"policy": staticmethod(lambda: POLICIES[name](CONFIG))},
+    )
+    budget = settings(
+        max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    )
+    run_state_machine_as_test(machine, settings=budget)

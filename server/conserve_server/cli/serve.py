@@ -55,14 +55,14 @@ def run(args: argparse.Namespace) -> int:
     from conserve_server.cli.listening import listening
     from conserve_server.core.config import load_config
     from conserve_server.core.errors import ConfigError
-    from conserve_server.scheduling.policies import policy_named
+    from conserve_server.scheduling.policies import policy_of
 
     config = load_config(args.config)
     given = {name: value for name in ("host", "port") if (value := getattr(args, name)) is not None}
     config = config.model_copy(update={"gateway": config.gateway.model_copy(update=given)})
     if args.up and not config.is_local:
         raise ConfigError(f"{args.config} lists running engines: leave out --up, or set pools.decode.count")
-    policy_named(config.scheduler.policy)
+    policy_of(config.scheduler, serves_own_engines=config.is_local)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     with (
         listening(config.gateway.host, config.gateway.port) as sockets,
@@ -166,9 +166,9 @@ def _is_no_cancellation(record: logging.LogRecord) -> bool:
 def _app(config: Config, engines: Sequence[EngineSpec], traces: Tracing) -> Starlette:
     from conserve_server.core.clock import SystemClock
     from conserve_server.gateway.app import create_app
-    from conserve_server.scheduling.policies import policy_named
+    from conserve_server.scheduling.policies import policy_of
 
-    policy = policy_named(config.scheduler.policy)
+    policy = policy_of(config.scheduler, serves_own_engines=config.is_local)
     return create_app(config, engines=engines, policy=policy, clock=SystemClock(), tracer=traces.tracer)
 
 

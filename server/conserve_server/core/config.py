@@ -11,29 +11,27 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SecretStr,
-    StringConstraints,
-    ValidationError,
-    field_validator,
-    model_validator,
+from pydantic import Field, SecretStr, StringConstraints, ValidationError, field_validator, model_validator
+
+from conserve_server.core.config_part import Part, Seconds
+from conserve_server.core.errors import ConfigError
+from conserve_server.core.policy_config import (
+    AMPDConfig,
+    AMPDEmulatedConfig,
+    CollocatedStickyConfig,
+    ConditionalConfig,
+    ConServeConfig,
+    ConServePlusConfig,
+    EstimatesConfig,
+    FullDisaggregationConfig,
+    PPDConfig,
+    TierConfig,
 )
 
-from conserve_server.core.errors import ConfigError
-
-Seconds = Annotated[float, Field(gt=0)]
 TenantName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
-class _Part(BaseModel):
-    # Inputs stay out of errors: they may be keys.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
-
-
-class TenantConfig(_Part):
+class TenantConfig(Part):
     """One tenant: the API keys that are its, and its own limits where they differ from the gateway's."""
 
     api_keys: tuple[SecretStr, ...] = ()
@@ -54,7 +52,7 @@ class TenantConfig(_Part):
         return self
 
 
-class GatewayConfig(_Part):
+class GatewayConfig(Part):
     """Where the gateway listens and what bounds a request."""
 
     host: str = "127.0.0.1"
@@ -90,16 +88,25 @@ class GatewayConfig(_Part):
     """How long running turns may go on after the gateway was told to stop."""
 
 
-class SchedulerConfig(_Part):
-    """Which policy places conversations, and its budget."""
+class SchedulerConfig(Part):
+    """Which policy places conversations, its budget, and the constants of each policy."""
 
     policy: str = "conserve"
     kv_budget_fraction: float = Field(default=0.9, gt=0, le=1)
     """Share of a decoder's KV tokens that reservations may fill at admission. The rest is
     room for bound conversations to grow; a gate at 1.0 makes decoders thrash."""
+    estimates: EstimatesConfig = EstimatesConfig()
+    conserve: ConServeConfig = ConServeConfig()
+    conserve_plus: ConServePlusConfig = ConServePlusConfig()
+    collocated_sticky: CollocatedStickyConfig = CollocatedStickyConfig()
+    full_disaggregation: FullDisaggregationConfig = FullDisaggregationConfig()
+    conditional: ConditionalConfig = ConditionalConfig()
+    ppd: PPDConfig = PPDConfig()
+    ampd: AMPDConfig = AMPDConfig()
+    ampd_emulated: AMPDEmulatedConfig = AMPDEmulatedConfig()
 
 
-class PoolConfig(_Part):
+class PoolConfig(Part):
     """One role's engines: listed by URL, or a number to start locally."""
 
     engines: tuple[str, ...] = ()
@@ -112,8 +119,13 @@ class PoolConfig(_Part):
     """GPUs of each local engine, one entry an engine, as CUDA_VISIBLE_DEVICES writes them ("0" or "0,1")."""
     flags: tuple[str, ...] = ()
     """Extra vLLM flags for this pool's local engines, after the common ones."""
+    tiers: tuple[str, ...] = ()
+    """The tier of each engine, one entry an engine; empty: speeds are observed."""
+    has_both_roles: bool = False
+    """Whether these engines may do the other pool's work too: prefill for others, hold
+    conversations. Needs engines whose KV connector both gives and takes (`kv_both`)."""
 
-    @field_validator("engines", "cores", "gpus", "flags", mode="before")
+    @field_validator("engines", "cores", "gpus", "flags", "tiers", mode="before")
     @classmethod
     def _from_list(cls, value: object) -> object:
         return tuple(value) if isinstance(value, list) else value
@@ -138,10 +150,19 @@ class PoolConfig(_Part):
                 raise ValueError(
                     f"{name} must have one entry for each of its {self.count} engines, got {len(each)}"
                 )
+        if self.tiers and len(self.tiers) != self.size:
+            raise ValueError(
+                f"tiers must have one entry for each of its {self.size} engines, got {len(self.tiers)}"
+            )
         return self
 
+    @property
+    def size(self) -> int:
+        """Its engines, listed or started."""
+        return len(self.engines) or self.count
 
-class PoolsConfig(_Part):
+
+class PoolsConfig(Part):
     """The two pools. Without prefill engines every first turn is prefilled on its decoder."""
 
     prefill: PoolConfig = PoolConfig()
@@ -167,7 +188,7 @@ class PoolsConfig(_Part):
         return self
 
 
-class LauncherConfig(_Part):
+class LauncherConfig(Part):
     """How `conserve up` starts local engines."""
 
     engine: Literal["vllm", "emulated"] = "vllm"
@@ -193,7 +214,7 @@ class LauncherConfig(_Part):
         return tuple(value) if isinstance(value, list) else value
 
 
-class Config(_Part):
+class Config(Part):
     """The whole document."""
 
     model: str = "smollm2-135m"
@@ -202,6 +223,16 @@ class Config(_Part):
     scheduler: SchedulerConfig = SchedulerConfig()
     pools: PoolsConfig
     launcher: LauncherConfig = LauncherConfig()
+    tiers: dict[str, TierConfig] = Field(default_factory=dict)
+    """Speeds by the name that `pools.*.tiers` uses."""
+
+    @model_validator(mode="after")
+    def _knows_its_tiers(self) -> Self:
+        for pool, part in (("prefill", self.pools.prefill), ("decode", self.pools.decode)):
+            for tier in part.tiers:
+                if tier not in self.tiers:
+                    raise ValueError(f"pools.{pool}.tiers names {tier!r}: describe it as [tiers.{tier}]")
+        return self
 
     @property
     def is_local(self) -> bool:

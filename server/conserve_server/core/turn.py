@@ -18,12 +18,20 @@ class Turn:
     id: int
     conversation_id: str
     prompt_tokens: int
+    total_tokens: int | None = None
+    """Tokens that the conversation will have held at its end: known in the replay of a trace alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a turn runs. `prefiller` is None exactly when no KV is moved."""
+    """Where a turn runs. `prefiller` is None exactly when no KV is moved.
+
+    `priority` is vLLM's (lower goes first; None leaves the engine's order). `reserve_tokens`
+    is what to hold on the decoder if it is not the prompt's length; it is never lowered.
+    """
 
     path: Path
     decoder: str
     prefiller: str | None = None
+    priority: int | None = None
+    reserve_tokens: int | None = None

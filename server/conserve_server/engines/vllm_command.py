@@ -83,6 +83,7 @@ def vllm_command(config: Config, slot: Slot, model: Model, *, python: str, devic
         *_max_model_len(config),
         *_kv_transfer(config, slot.role, recipe),
         *recipe.flags,
+        *_scheduling(config, slot.role),
         *model.flags,
         *config.launcher.flags,
         *pool.flags,
@@ -149,13 +150,32 @@ def _max_model_len(config: Config) -> tuple[str, ...]:
     return () if length is None else ("--max-model-len", str(length))
 
 
+def _scheduling(config: Config, role: Role) -> tuple[str, ...]:
+    """What the configured policy needs of the engines' own schedulers."""
+    scheduler, flags = config.scheduler, []
+    plus = scheduler.conserve_plus
+    is_plus, is_ampd = scheduler.policy == "conserve_plus", scheduler.policy == "ampd"
+    if (is_plus and plus.first_turn_priority != 0) or (is_ampd and scheduler.ampd.reorders_prefills):
+        flags += ["--scheduling-policy", "priority"]
+    if is_plus and role is Role.DECODE:
+        if plus.decode_chunk_tokens:
+            flags += ["--max-num-batched-tokens", str(plus.decode_chunk_tokens)]
+        if plus.decode_long_prefill_tokens:
+            # vLLM refuses a threshold beyond the longest context.
+            longest = config.launcher.max_model_len or plus.decode_long_prefill_tokens
+            threshold = min(plus.decode_long_prefill_tokens, longest)
+            flags += ["--long-prefill-token-threshold", str(threshold)]
+    return tuple(flags)
+
+
 def _kv_transfer(config: Config, role: Role, recipe: Recipe) -> tuple[str, ...]:
     """No connector where no engine prefills for another."""
-    if config.pools.prefill.count == 0:
+    if config.pools.prefill.count == 0 and not config.pools.decode.has_both_roles:
         return ()
+    one_role = "kv_producer" if role is Role.PREFILL else "kv_consumer"
     connector = {
         "kv_connector": "NixlConnector",
-        "kv_role": "kv_producer" if role is Role.PREFILL else "kv_consumer",
+        "kv_role": "kv_both" if pool_of(config, role).has_both_roles else one_role,
         "kv_buffer_device": recipe.kv_buffer_device,
     }
     return ("--kv-transfer-config", json.dumps(connector))

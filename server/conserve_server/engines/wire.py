@@ -61,26 +61,35 @@ class EngineTiming(msgspec.Struct):
     generation_time_ms: float | None = None
 
 
-def prefill_leg(fields: Fields) -> bytes:
-    """The request for the prefill engine: one token, not streamed, KV held for a decoder."""
+def prefill_leg(fields: Fields, *, priority: int | None = None) -> bytes:
+    """The request for the prefill engine: one token, not streamed, KV held for a decoder.
+
+    `priority` is vLLM's, which takes it only where it schedules by priority; None leaves the client's.
+    """
     leg = {name: value for name, value in fields.items() if name not in _NOT_FOR_PREFILL}
     leg |= {"stream": _FALSE, "max_tokens": _ONE, "kv_transfer_params": _HOLD_FOR_DECODER}
     if "max_completion_tokens" in leg:
         leg["max_completion_tokens"] = _ONE
-    return msgspec.json.encode(leg)
+    return msgspec.json.encode(_with_priority(leg, priority))
 
 
-def decode_leg(fields: Fields, *, kv_transfer_params: bytes | None, with_usage: bool) -> bytes:
+def decode_leg(
+    fields: Fields, *, kv_transfer_params: bytes | None, with_usage: bool, priority: int | None = None
+) -> bytes:
     """The request for the decode engine: the client's, the prefiller's parameters passed on unread.
 
-    `with_usage` asks a streamed answer for its usage chunk.
+    `with_usage` asks a streamed answer for its usage chunk; `priority` as in `prefill_leg`.
     """
     leg = {name: value for name, value in fields.items() if name != "kv_transfer_params"}
     if kv_transfer_params is not None:
         leg["kv_transfer_params"] = msgspec.Raw(kv_transfer_params)
     if with_usage:
         leg["stream_options"] = _with_usage(leg.get("stream_options"))
-    return msgspec.json.encode(leg)
+    return msgspec.json.encode(_with_priority(leg, priority))
+
+
+def _with_priority(leg: dict[str, msgspec.Raw], priority: int | None) -> dict[str, msgspec.Raw]:
+    return leg if priority is None else leg | {"priority": msgspec.Raw(msgspec.json.encode(priority))}
 
 
 def _with_usage(stream_options: msgspec.Raw | None) -> msgspec.Raw:

@@ -18,12 +18,13 @@ from starlette.routing import Route
 from conserve_server.core.clock import Clock
 from conserve_server.core.config import Config
 from conserve_server.core.errors import InvalidRequest, TurnError
-from conserve_server.engines.engine import EngineSpec, Role
+from conserve_server.engines.engine import EngineSpec
 from conserve_server.engines.vllm import VllmEngine
 from conserve_server.gateway.cluster import Cluster
 from conserve_server.gateway.conversation_routes import ConversationRoutes
 from conserve_server.gateway.conversations import Conversations
 from conserve_server.gateway.coordinator import Coordinator
+from conserve_server.gateway.engine_profiles import engine_profiles
 from conserve_server.gateway.errors import error_document, error_headers
 from conserve_server.gateway.limits import TurnLimits
 from conserve_server.gateway.routes import Routes
@@ -92,9 +93,9 @@ def _build(
     gateway = config.gateway
     scheduler = Scheduler(
         policy,
-        prefillers=[s.name for s in specs if s.role is Role.PREFILL],
-        decoders=[s.name for s in specs if s.role is Role.DECODE],
+        engines=engine_profiles(config, specs),
         kv_budget_fraction=config.scheduler.kv_budget_fraction,
+        estimates=config.scheduler.estimates,
     )
     coordinator = Coordinator(
         scheduler, clock, max_wait_s=gateway.max_wait_s, leg_timeout_s=gateway.turn_timeout_s

@@ -69,6 +69,9 @@ class Cluster:
         self.statuses[name] = status
         self._metrics.set_engine(name, engine.spec.role, is_up=True)
         self._coordinator.engine_up(name, status.kv_capacity_tokens)
+        self._coordinator.engine_observed(
+            name, kv_usage=status.kv_usage, running=status.running, waiting=status.waiting
+        )
 
     def _missed(self, engine: Engine, error: EngineFailed) -> None:
         name = engine.spec.name

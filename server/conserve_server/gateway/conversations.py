@@ -128,7 +128,7 @@ class Conversations:
         for key in self._coordinator.scheduler.idle_since(now_s - self._idle_timeout_s):
             record = self.log.live(tenant_of(key), key)
             if record is None:
-                self._coordinator.end_conversation(key)
+                self._coordinator.expire_conversation(key)
                 continue
             name = record.identity.conversation_id
             log.info("conversation %r expired after %g s without a turn", name, self._idle_timeout_s)

@@ -33,7 +33,7 @@ class Coordinator:
         """A turn arrived; end it with `ended`, whatever happens."""
         turn = Turn(next(self._ids), conversation_id, self.estimate.prompt_tokens(body_bytes))
         self._inboxes[turn.id] = asyncio.Queue()
-        self._deliver(self.scheduler.on_turn(turn))
+        self._deliver(self.scheduler.on_turn(turn, self._clock.now_s()))
         return turn
 
     async def next_action(self, turn: Turn) -> Action:
@@ -46,31 +46,60 @@ class Coordinator:
         except TimeoutError as error:
             raise self._no_room(limit_s) from error
 
-    def prefilled(self, turn: Turn, prompt_tokens: int, body_bytes: int) -> None:
+    def prefilled(
+        self, turn: Turn, prompt_tokens: int, body_bytes: int, cached_tokens: int | None = None
+    ) -> None:
         """The prefill leg answered with the true length of its prompt."""
         self.estimate.learn(body_bytes, prompt_tokens)
-        self._deliver(self.scheduler.on_prefilled(turn.id, prompt_tokens))
+        now_s = self._clock.now_s()
+        self._deliver(self.scheduler.on_prefilled(turn.id, prompt_tokens, now_s, cached_tokens))
 
     def prefill_failed(self, turn: Turn) -> None:
         self._deliver(self.scheduler.on_prefill_failed(turn.id))
 
-    def bound(self, turn: Turn) -> None:
-        """The first byte of the decode leg has come."""
-        self._deliver(self.scheduler.on_bound(turn.id))
+    def first_token(self, turn: Turn, *, was_seen: bool) -> None:
+        """The decode leg has output; `was_seen`: its first token came now, not some time before."""
+        self._deliver(self.scheduler.on_first_token(turn.id, self._clock.now_s(), was_seen=was_seen))
 
-    def ended(self, turn: Turn, kv_tokens: int | None) -> None:
-        """The turn is over. `kv_tokens`: prompt and output as the engine counted them."""
+    def tokens(self, turn: Turn, count: int) -> None:
+        """`count` more output tokens have come."""
+        self._deliver(self.scheduler.on_tokens(turn.id, count, self._clock.now_s()))
+
+    def ended(
+        self,
+        turn: Turn,
+        kv_tokens: int | None,
+        *,
+        output_tokens: int | None = None,
+        cached_tokens: int | None = None,
+    ) -> None:
+        """The turn is over. `kv_tokens`: prompt and output; all three as the engine counted them."""
         del self._inboxes[turn.id]
-        self._deliver(self.scheduler.on_turn_ended(turn.id, kv_tokens, self._clock.now_s()))
+        actions = self.scheduler.on_turn_ended(
+            turn.id,
+            kv_tokens,
+            self._clock.now_s(),
+            output_tokens=output_tokens,
+            cached_tokens=cached_tokens,
+        )
+        self._deliver(actions)
 
     def end_conversation(self, conversation_id: str) -> None:
         self._deliver(self.scheduler.on_conversation_ended(conversation_id))
+
+    def expire_conversation(self, conversation_id: str) -> None:
+        """The conversation was idle for too long; nothing happens if a turn has come since."""
+        self._deliver(self.scheduler.on_conversation_expired(conversation_id))
 
     def engine_up(self, name: str, kv_capacity_tokens: int | None) -> None:
         self._deliver(self.scheduler.on_engine_up(name, kv_capacity_tokens))
 
     def engine_down(self, name: str) -> None:
         self._deliver(self.scheduler.on_engine_down(name))
+
+    def engine_observed(self, name: str, *, kv_usage: float, running: int, waiting: int) -> None:
+        """What the engine said of its own load."""
+        self._deliver(self.scheduler.on_kv_observed(name, kv_usage, running, waiting))
 
     def _deliver(self, actions: Iterable[Action]) -> None:
         for action in actions:

@@ -16,7 +16,6 @@ from conserve_sdk.protocol import (
     RECEIPT_PREFILLER,
     RECEIPT_TURN,
     Outcome,
-    Path,
     TurnReport,
 )
 from conserve_server.core.turn import Placement, Turn
@@ -57,13 +56,18 @@ class LiveTurn:
 
     @property
     def moved_kv(self) -> bool:
-        return self.placement is not None and self.placement.path is Path.REMOTE_PREFILL
+        return self.placement is not None and self.placement.path.moves_kv
+
+    @property
+    def priority(self) -> int | None:
+        """vLLM's priority for this turn's legs; None leaves the client's."""
+        return self.placement.priority if self.placement else None
 
     @property
     def engine_wait_s(self) -> float | None:
         """Decode leg sent to scheduled by the engine, as the engine measured it.
 
-        On the decode leg of a first turn this is the pull of the KV cache: vLLM keeps a request
+        On the decode leg of a turn whose KV was moved this is the pull of the KV cache: vLLM keeps a request
         out of its schedule until the KV has arrived.
         """
         if self.timing is None or self.timing.queue_time_ms is None:
@@ -91,6 +95,13 @@ class LiveTurn:
         if self.usage is None:
             return None
         return self.usage.prompt_tokens + (self.usage.completion_tokens or 0)
+
+    @property
+    def later_tokens(self) -> int:
+        """Output tokens after the first; 0 where the engine did not count, or the first was not seen."""
+        if self.first_output_s is None or self.usage is None:
+            return 0
+        return max(0, (self.usage.completion_tokens or 0) - 1)
 
     def report(self, outcome: Outcome, now_s: float, error: str | None) -> TurnReport:
         """The turn as it ended."""

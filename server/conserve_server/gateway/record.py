@@ -52,8 +52,8 @@ class ConversationRecord:
         return self.turns_begun
 
     def bind(self, path: Path, decoder: str) -> None:
-        """A decoder answered the turn that placed this conversation."""
-        self.kv_transfers += path is Path.REMOTE_PREFILL
+        """A decoder answered a turn that placed this conversation, or that moved KV to it."""
+        self.kv_transfers += path.moves_kv
         if not self.decoders or self.decoders[-1] != decoder:
             self.decoders.append(decoder)
 

@@ -27,16 +27,19 @@ class TurnRequest:
     is_streamed: bool
     wants_usage: bool
 
-    def prefill_body(self) -> bytes:
+    def prefill_body(self, priority: int | None = None) -> bytes:
         """The prefill leg of this request."""
-        return prefill_leg(self.fields)
+        return prefill_leg(self.fields, priority=priority)
 
-    def decode_body(self, kv_transfer_params: bytes | None) -> bytes:
+    def decode_body(self, kv_transfer_params: bytes | None, priority: int | None = None) -> bytes:
         """The leg that answers: the client's bytes untouched wherever nothing must be added."""
         adds_usage = self.is_streamed and not self.wants_usage
-        if kv_transfer_params is None and not adds_usage and "kv_transfer_params" not in self.fields:
+        adds_nothing = kv_transfer_params is None and priority is None and not adds_usage
+        if adds_nothing and "kv_transfer_params" not in self.fields:
             return self.body
-        return decode_leg(self.fields, kv_transfer_params=kv_transfer_params, with_usage=adds_usage)
+        return decode_leg(
+            self.fields, kv_transfer_params=kv_transfer_params, with_usage=adds_usage, priority=priority
+        )
 
 
 def parse_request(path: str, body: bytes) -> TurnRequest:

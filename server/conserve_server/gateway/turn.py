@@ -99,7 +99,13 @@ class Turns:
         attributes = span_attributes(report, is_emulated=live.is_emulated)
         trace.end(attributes, error_type=error_type, message=message)
         self._metrics.turn_ended(report)
-        self._coordinator.ended(live.turn, live.kv_tokens)
+        usage = live.usage
+        self._coordinator.ended(
+            live.turn,
+            live.kv_tokens,
+            output_tokens=usage.completion_tokens if usage else None,
+            cached_tokens=usage.cached_tokens if usage else None,
+        )
         is_completed = outcome is Outcome.COMPLETED
         self._conversations.turn_ended(
             live.identity, live.record, live.watch, is_completed=is_completed, now_s=now_s
@@ -143,14 +149,18 @@ class Turns:
         try:
             with trace.step(names.SPAN_PREFILL, attributes, SpanKind.CLIENT) as span:
                 headers = _leg_headers(live, span)
-                answer = await engine.prefill(live.request.path, live.request.prefill_body(), headers)
+                answer = await engine.prefill(
+                    live.request.path, live.request.prefill_body(live.priority), headers
+                )
                 span.set_attribute(names.INPUT_TOKENS, answer.prompt_tokens)
         except EngineFailed as error:
             log.warning("the prefill leg of conversation %r failed: %s", live.identity.conversation_id, error)
             self._coordinator.prefill_failed(live.turn)
             return None
         live.prefill_s = self._clock.now_s() - started_s
-        self._coordinator.prefilled(live.turn, answer.prompt_tokens, len(live.request.body))
+        self._coordinator.prefilled(
+            live.turn, answer.prompt_tokens, len(live.request.body), answer.cached_tokens
+        )
         return answer
 
     async def _decode(self, live: LiveTurn, trace: TurnTrace, params: bytes | None, reply: Reply) -> None:
@@ -171,7 +181,7 @@ class Turns:
         if live.placement is None:
             raise RuntimeError("a decode leg needs a decoder")
         engine = self._cluster.engine(live.placement.decoder)
-        body = live.request.decode_body(params)
+        body = live.request.decode_body(params, live.priority)
         attributes = {names.DECODER: engine.spec.name}
         with trace.step(names.SPAN_DECODE, attributes, SpanKind.CLIENT) as span:
             live.decode_starts(self._clock.now_s())
@@ -229,13 +239,13 @@ class Turns:
     # -- what is learned on the way --------------------------------------------------------------
 
     def _has_output(self, live: LiveTurn) -> None:
-        """The decoder has answered: the binding holds from here on."""
+        """The decoder has answered: a binding holds from here on."""
         live.first_output_s = self._clock.now_s()
         if live.placement is None:
             return
         if live.placement.path is not Path.PINNED:
             live.record.bind(live.placement.path, live.placement.decoder)
-            self._coordinator.bound(live.turn)
+        self._coordinator.first_token(live.turn, was_seen=live.request.is_streamed)
         if live.moved_kv:
             self._metrics.kv_transferred()
 
@@ -243,6 +253,8 @@ class Turns:
         live.usage, live.timing = reader.usage, reader.timing
         if reader.usage is not None:
             self._coordinator.estimate.learn(len(live.request.body), reader.usage.prompt_tokens)
+        if live.later_tokens:
+            self._coordinator.tokens(live.turn, live.later_tokens)
 
     def _headers(self, live: LiveTurn, answer: Answer) -> dict[str, str]:
         content_type = answer.headers.get("content-type", "application/json")

@@ -1,29 +1,42 @@
 """ConServe's rule (arXiv 2606.01839): prefill once elsewhere, move once, stay pinned.
 
 First turn: the prefiller with the fewest queued prompt tokens; the decoder with the most
-free KV among those where the prompt fits, room on it reserved before the prefill starts.
-Later turns: the bound decoder, whatever its load. Reads queued prompt tokens, reserved KV
-tokens and the first turn's length.
+free KV among those where the need fits, room on it reserved before the prefill starts.
+Later turns: the bound decoder, whatever its load. The need is the first turn's length
+(`grow`), or the conversation's total in the replay of a trace (`oracle`). Reads queued
+prompt tokens, reserved KV tokens and the first turn's length.
 """
 
 from __future__ import annotations
 
-from conserve_sdk.protocol import Path
+from conserve_server.core.errors import ConfigError
+from conserve_server.core.policy_config import ConServeConfig
 from conserve_server.core.turn import Placement
+from conserve_server.scheduling.choices import fitting, freest, placed, shortest_queue
 from conserve_server.scheduling.policy import ClusterView, TurnView
 
 
 class ConServe:
-    """The policy of the paper, admission in `grow` mode."""
+    """The policy of the paper."""
+
+    def __init__(self, config: ConServeConfig | None = None) -> None:
+        self._is_oracle = config is not None and config.mode == "oracle"
 
     def place(self, turn: TurnView, cluster: ClusterView) -> Placement | None:
         if turn.bound_decoder is not None:
-            return Placement(Path.PINNED, turn.bound_decoder)
-        fitting = [d for d in cluster.decoders if d.free_tokens >= turn.prompt_tokens]
-        if not fitting:
+            return placed(turn, turn.bound_decoder, None)
+        total_tokens = _total_tokens(turn) if self._is_oracle else None
+        decoder = freest(fitting(cluster.decoders, total_tokens or turn.prompt_tokens))
+        if decoder is None:
             return None
-        decoder = max(fitting, key=lambda d: d.free_tokens)
-        if not cluster.prefillers:
-            return Placement(Path.LOCAL_PREFILL, decoder.name)
-        prefiller = min(cluster.prefillers, key=lambda p: p.queued_tokens)
-        return Placement(Path.REMOTE_PREFILL, decoder.name, prefiller.name)
+        prefiller = shortest_queue(cluster.prefillers, but=decoder.name)
+        return placed(turn, decoder.name, prefiller, reserve_tokens=total_tokens)
+
+
+def _total_tokens(turn: TurnView) -> int:
+    if turn.total_tokens is None:
+        raise ConfigError(
+            'scheduler.conserve.mode = "oracle" needs the replay of a trace, which knows what a '
+            'conversation will hold: use "grow" to serve'
+        )
+    return turn.total_tokens

@@ -1,4 +1,4 @@
-"""One conversation's state inside the scheduler."""
+"""One conversation's state inside the scheduler, and that of each of its turns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from conserve_server.core.turn import Placement, Turn
 
 
 class State(StrEnum):
-    """new → prefilling → active or in a tool gap → ended; a lost decoder leads to rebinding."""
+    """new → prefilling → active or in a tool gap → ended or expired.
+
+    A conversation whose decoder was lost, or that its policy moves, is rebinding until
+    another decoder has answered.
+    """
 
     NEW = "new"
     PREFILLING = "prefilling"
@@ -18,29 +22,76 @@ class State(StrEnum):
     TOOL_GAP = "tool-gap"
     REBINDING = "rebinding"
     ENDED = "ended"
+    EXPIRED = "expired"
 
 
-@dataclass(slots=True)
+class RebindCause(StrEnum):
+    """Why a conversation was bound once more."""
+
+    ENGINE_LOST = "engine-lost"
+    PLACEMENT_FAILED = "placement-failed"
+    MOVED = "moved"
+
+
+@dataclass(slots=True, eq=False)
+class TurnState:
+    """One turn between its arrival and its end. Times are the driver's monotonic seconds.
+
+    `order` numbers all turns by arrival, `index` those of the conversation, both from 0.
+    `prompt_tokens` is an estimate until an engine has counted. `started_s` is when its first
+    leg was sent, `sent_s` the running one. `expected_hit_tokens`: context that the engine of the running
+    leg had when it was sent. `is_stranded`: the decoder that it was placed on is gone.
+    `later_tokens` are output tokens after the first, as far as they were reported.
+    """
+
+    turn: Turn
+    conversation: Conversation
+    order: int
+    index: int
+    arrived_s: float
+    prompt_tokens: int
+    placement: Placement | None = None
+    started_s: float | None = None
+    sent_s: float = 0.0
+    expected_hit_tokens: int = 0
+    prefill_failures: int = 0
+    is_stranded: bool = False
+    has_answered: bool = False
+    last_token_s: float | None = None
+    later_tokens: int = 0
+
+    @property
+    def id(self) -> int:
+        return self.turn.id
+
+
+@dataclass(slots=True, eq=False)
 class Conversation:
     """Who it is bound to, which turn is placing it, and which turns wait for that binding.
 
-    `leader` is the turn whose placement decides the binding, `plan` that placement once it
-    was admitted; `followers` came before the binding was committed. `pinned` are turns that
-    run on the bound decoder, each with the decoder that it was sent to.
+    `leader` is the turn whose placement decides the binding; while there is one there is no
+    decoder. `followers` came before the binding was committed. `running` are turns that were
+    sent somewhere under a binding. `context_tokens` is what each engine has computed or
+    received of the conversation, by the last count; `kv_tokens` what its decoder must hold,
+    None while only estimated. `rebind_cause` says why it was, or has to be, bound once more.
     """
 
     id: str
     state: State = State.NEW
     decoder: str | None = None
-    leader: Turn | None = None
-    plan: Placement | None = None
-    prefill_failures: int = 0
-    followers: deque[Turn] = field(default_factory=deque)
-    pinned: dict[int, str] = field(default_factory=dict)
+    leader: TurnState | None = None
+    followers: deque[TurnState] = field(default_factory=deque)
+    running: dict[int, TurnState] = field(default_factory=dict)
+    context_tokens: dict[str, int] = field(default_factory=dict)
+    last_prefiller: str | None = None
+    hit_share: float | None = None
+    kv_tokens: int | None = None
     is_ending: bool = False
     idle_since_s: float = 0.0
+    turns: int = 0
     bindings: int = 0
+    rebind_cause: RebindCause | None = None
 
     @property
     def has_turns(self) -> bool:
-        return bool(self.leader or self.followers or self.pinned)
+        return bool(self.leader or self.followers or self.running)

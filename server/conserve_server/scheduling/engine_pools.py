@@ -1,83 +1,100 @@
-"""The engines that are up, what is queued on each prefiller and reserved on each decoder."""
+"""The engines: which are known, which are up, which are draining, and the view of them all."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
+from conserve_server.core.policy_config import EstimatesConfig
+from conserve_server.scheduling.engine_state import EngineProfile, EngineState
 from conserve_server.scheduling.ledger import DecoderLedger
-from conserve_server.scheduling.policy import ClusterView, DecoderView, PrefillerView
+from conserve_server.scheduling.policy import EngineView
 
 
 class EnginePools:
-    """Both pools. Engines are known by name from the start and serve nothing until they are up."""
+    """Engines are known by name before they are up, and serve nothing until then."""
 
-    def __init__(self, prefillers: Sequence[str], decoders: Sequence[str], kv_budget_fraction: float) -> None:
+    def __init__(
+        self, profiles: Iterable[EngineProfile], kv_budget_fraction: float, estimates: EstimatesConfig
+    ) -> None:
         self._budget_fraction = kv_budget_fraction
-        self._prefillers = tuple(prefillers)
-        self._decoders = tuple(decoders)
-        self._queued: dict[str, dict[int, int]] = {}
-        self._running: dict[str, set[int]] = {}
+        self._estimates = estimates
+        self._profiles: dict[str, EngineProfile] = {}
+        self._draining: set[str] = set()
+        self._up: dict[str, EngineState] = {}
         self.ledgers: dict[str, DecoderLedger] = {}
-        """Reservations of each decoder that is up."""
+        """Reservations of each engine that is up and may hold conversations."""
+        for profile in profiles:
+            self.add(profile)
+
+    # -- the engines that are known ------------------------------------------------------------
+
+    def add(self, profile: EngineProfile) -> None:
+        """Know one more engine. Raises ValueError for a name that is taken."""
+        if profile.name in self._profiles:
+            raise ValueError(f"engine {profile.name!r} is known already: remove it first")
+        self._profiles[profile.name] = profile
+
+    def remove(self, name: str) -> tuple[str, ...]:
+        """Forget the engine for good; the conversations that held KV on it."""
+        lost = self.down(name)
+        self._profiles.pop(name, None)
+        self._draining.discard(name)
+        return lost
+
+    def set_draining(self, name: str, is_draining: bool) -> None:
+        """Whether the engine takes nothing new. Survives its restart."""
+        self._known(name)
+        (self._draining.add if is_draining else self._draining.discard)(name)
+
+    def is_drained(self, name: str) -> bool:
+        """Whether a draining engine holds and runs nothing any more, so that it may go."""
+        state = self._up.get(name)
+        if name not in self._draining or state is None:
+            return name in self._draining
+        return state.is_idle and not (state.ledger and state.ledger.conversations)
+
+    # -- the engines that are up ---------------------------------------------------------------
 
     def up(self, name: str, capacity_tokens: int | None) -> None:
         """The engine serves from now on; one that is up already gets its capacity corrected."""
-        if name in self._prefillers:
-            self._queued.setdefault(name, {})
+        profile = self._known(name)
+        if name not in self._up:
+            ledger = DecoderLedger(capacity_tokens, self._budget_fraction)
+            if profile.takes_conversations:
+                self.ledgers[name] = ledger
+            self._up[name] = EngineState(profile, self.ledgers.get(name), self._estimates)
         elif name in self.ledgers:
             self.ledgers[name].capacity_tokens = capacity_tokens
-        elif name in self._decoders:
-            self.ledgers[name] = DecoderLedger(capacity_tokens, self._budget_fraction)
-            self._running[name] = set()
-        else:
-            raise KeyError(f"engine {name!r} is in no pool")
 
     def down(self, name: str) -> tuple[str, ...]:
-        """Forget the engine; the conversations that held KV on it."""
-        self._queued.pop(name, None)
-        self._running.pop(name, None)
+        """Forget what the engine held; the conversations that held KV on it."""
+        self._up.pop(name, None)
         ledger = self.ledgers.pop(name, None)
         return ledger.conversations if ledger else ()
 
-    def prefill_started(self, prefiller: str, turn_id: int, prompt_tokens: int) -> None:
-        if prefiller in self._queued:
-            self._queued[prefiller][turn_id] = prompt_tokens
-
-    def prefill_over(self, prefiller: str, turn_id: int) -> None:
-        self._queued.get(prefiller, {}).pop(turn_id, None)
-
-    def decode_started(self, decoder: str, turn_id: int) -> None:
-        if decoder in self._running:
-            self._running[decoder].add(turn_id)
-
-    def decode_over(self, decoder: str, turn_id: int) -> None:
-        self._running.get(decoder, set()).discard(turn_id)
+    def find(self, name: str | None) -> EngineState | None:
+        """The state of that engine while it is up."""
+        return self._up.get(name) if name is not None else None
 
     def release(self, conversation_id: str) -> None:
         """Free what the conversation holds, wherever that is."""
         for ledger in self.ledgers.values():
             ledger.release(conversation_id)
 
-    def admissible_tokens(self, prompt_tokens: int) -> int:
-        """The prompt's length, at most the largest budget.
+    @property
+    def overcommitted_tokens(self) -> int:
+        """Tokens by which growth of bound conversations exceeds the budgets, over all engines."""
+        return sum(ledger.overcommitted_tokens for ledger in self.ledgers.values())
 
-        Lengths are estimates until an engine has tokenised: a prompt that seems to fit nowhere
-        waits for an empty decoder, and the engine's own limit has the last word.
-        """
-        budgets = [ledger.budget_tokens for ledger in self.ledgers.values()]
-        return min(prompt_tokens, max(budgets, default=prompt_tokens))
-
-    def view(self) -> ClusterView:
-        """What a policy may read now."""
-        return ClusterView(
-            prefillers=tuple(
-                PrefillerView(name, sum(self._queued[name].values()))
-                for name in self._prefillers
-                if name in self._queued
-            ),
-            decoders=tuple(
-                DecoderView(name, ledger.budget_tokens, ledger.reserved_tokens, len(self._running[name]))
-                for name in self._decoders
-                if (ledger := self.ledgers.get(name)) is not None
-            ),
+    def views(self, now_s: float) -> tuple[EngineView, ...]:
+        """The engines that are up, in the order in which they became known."""
+        return tuple(
+            self._up[name].view(now_s, is_draining=name in self._draining)
+            for name in self._profiles
+            if name in self._up
         )
+
+    def _known(self, name: str) -> EngineProfile:
+        if name not in self._profiles:
+            raise KeyError(f"engine {name!r} is in no pool")
+        return self._profiles[name]

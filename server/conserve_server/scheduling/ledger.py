@@ -2,12 +2,14 @@
 
 A conversation's reservation starts as its first turn's prompt and grows with what its turns
 append and produce. Admission keeps reservations within the budget; growth of bound
-conversations may exceed it, and is counted when it does.
+conversations may exceed it, and is counted when it does. What the engine reports beyond the
+reservations is kept beside them: it narrows admission and belongs to no conversation.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 
 UNBOUNDED = sys.maxsize
 """The budget of a decoder that does not report its KV capacity: it is never full."""
@@ -21,6 +23,8 @@ class DecoderLedger:
         self._reserved: dict[str, int] = {}
         self._total = 0
         self.capacity_tokens = capacity_tokens
+        self.unaccounted_tokens = 0
+        """KV in use on the engine that belongs to no running conversation of ours, when it last reported."""
 
     @property
     def budget_tokens(self) -> int:
@@ -43,6 +47,14 @@ class DecoderLedger:
 
     def held(self, conversation_id: str) -> int:
         return self._reserved.get(conversation_id, 0)
+
+    def reconcile(self, used_tokens: int, running: Collection[str]) -> None:
+        """Compare with the KV that the engine says is in use.
+
+        vLLM counts what running requests hold, and not what is only cached: the comparison is
+        with the reservations of the conversations that are `running` there now.
+        """
+        self.unaccounted_tokens = max(0, used_tokens - sum(self.held(name) for name in running))
 
     def settle(self, conversation_id: str, kv_tokens: int) -> None:
         """Set the conversation's reservation to what is known to be needed."""

@@ -1,0 +1,162 @@
+"""A turn's legs, booked on their engines: sent, prefilled, first token, tokens, over.
+
+What a policy may observe comes from here; which leg follows which is the scheduler's.
+"""
+
+from __future__ import annotations
+
+from conserve_server.core.policy_config import EstimatesConfig
+from conserve_server.core.turn import Placement
+from conserve_server.scheduling.actions import Action, StartDecode, StartPrefill
+from conserve_server.scheduling.conversation import TurnState
+from conserve_server.scheduling.engine_pools import EnginePools
+from conserve_server.scheduling.observations import RunningMean, Window
+from conserve_server.scheduling.policy import ClusterView, TurnView
+
+
+class Legs:
+    """Debits engines when a leg is sent and credits them when it is over, once each."""
+
+    def __init__(self, pools: EnginePools, config: EstimatesConfig) -> None:
+        self._pools = pools
+        self._outputs = RunningMean(config.mean_output_tokens)
+        self._first_turns = Window(config.window_s)
+
+    # -- begin ---------------------------------------------------------------------------------
+
+    def start(self, state: TurnState, now_s: float) -> Action:
+        """Send the turn's first leg: the prefill leg if it was placed with one, else the decode leg."""
+        placement = placement_of(state)
+        engine_name = placement.prefiller or placement.decoder
+        uncached_tokens = self._send(state, engine_name, now_s)
+        engine = self._pools.find(engine_name)
+        if engine is not None:
+            engine.queue(state.id, uncached_tokens)
+        if placement.prefiller is not None:
+            return StartPrefill(state.id, placement)
+        return self._decode(state, placement)
+
+    def start_decode(self, state: TurnState, now_s: float) -> Action:
+        """Send the decode leg of a turn whose KV lies on a prefiller."""
+        placement = placement_of(state)
+        self._send(state, placement.decoder, now_s)
+        return self._decode(state, placement)
+
+    def _send(self, state: TurnState, engine: str, now_s: float) -> int:
+        """Note the time; the prompt tokens that the engine has not seen."""
+        state.sent_s = now_s
+        state.started_s = now_s if state.started_s is None else state.started_s
+        state.expected_hit_tokens = state.conversation.context_tokens.get(engine, 0)
+        return max(1, state.prompt_tokens - state.expected_hit_tokens)
+
+    def _decode(self, state: TurnState, placement: Placement) -> Action:
+        decoder = self._pools.find(placement.decoder)
+        if decoder is not None:
+            decoder.run(state.id, state.conversation.id)
+        return StartDecode(state.id, placement)
+
+    # -- on the way ----------------------------------------------------------------------------
+
+    def first_turn_arrived(self, state: TurnState, now_s: float) -> None:
+        self._first_turns.add(now_s, state.prompt_tokens)
+
+    def prefilled(
+        self, state: TurnState, prompt_tokens: int, cached_tokens: int | None, now_s: float
+    ) -> None:
+        """The prefill leg is over, and the engine has counted."""
+        name = placement_of(state).prefiller
+        engine = self._pools.find(name)
+        hit_tokens = state.expected_hit_tokens if cached_tokens is None else cached_tokens
+        if engine is not None and engine.unqueue(state.id) is not None:
+            engine.prefilled(prompt_tokens - hit_tokens, state.sent_s, now_s)
+        state.prompt_tokens = prompt_tokens
+        if name is not None:
+            state.conversation.context_tokens[name] = prompt_tokens
+            state.conversation.last_prefiller = name
+
+    def first_token(self, state: TurnState, now_s: float | None) -> None:
+        """The decoder has answered; None: at a time that was not observed."""
+        state.has_answered = True
+        state.last_token_s = now_s
+        placement = placement_of(state)
+        decoder = self._pools.find(placement.decoder)
+        local_tokens = decoder.unqueue(state.id) if decoder is not None else None
+        if not state.is_stranded:
+            state.conversation.context_tokens[placement.decoder] = state.prompt_tokens
+        if now_s is None or decoder is None:
+            return
+        if local_tokens is not None:
+            decoder.prefilled(local_tokens, state.sent_s, now_s)
+        prefilled_on = self._pools.find(placement.prefiller or placement.decoder)
+        if prefilled_on is not None and state.started_s is not None:
+            prefilled_on.first_token(now_s - state.started_s, now_s)
+
+    def tokens(self, state: TurnState, count: int, now_s: float) -> None:
+        """`count` output tokens came since the last report of this turn."""
+        state.later_tokens += count
+        decoder = self._pools.find(placement_of(state).decoder)
+        if decoder is not None and state.last_token_s is not None and now_s > state.last_token_s:
+            decoder.tokens(count, now_s - state.last_token_s, now_s)
+        state.last_token_s = now_s
+
+    # -- end -----------------------------------------------------------------------------------
+
+    def over(self, state: TurnState) -> None:
+        """No leg of the turn runs any more."""
+        if state.placement is None:
+            return
+        for name in (state.placement.prefiller, state.placement.decoder):
+            engine = self._pools.find(name)
+            if engine is not None:
+                engine.stop(state.id)
+
+    def learn(
+        self,
+        state: TurnState,
+        kv_tokens: int | None,
+        output_tokens: int | None,
+        cached_tokens: int | None,
+    ) -> None:
+        """What the ended turn tells of later ones: lengths of answers, cache hits, contexts."""
+        placement, conversation = state.placement, state.conversation
+        if placement is None or not state.has_answered or state.is_stranded:
+            return
+        self._outputs.add(1 + state.later_tokens if output_tokens is None else output_tokens)
+        if kv_tokens is not None and conversation.decoder == placement.decoder:
+            conversation.context_tokens[placement.decoder] = kv_tokens
+        if placement.prefiller is None and cached_tokens is not None and state.expected_hit_tokens:
+            conversation.hit_share = cached_tokens / state.expected_hit_tokens
+
+    # -- views ---------------------------------------------------------------------------------
+
+    def cluster_view(self, now_s: float) -> ClusterView:
+        """What a policy may read of the cluster."""
+        return ClusterView(
+            engines=self._pools.views(now_s),
+            now_s=now_s,
+            mean_output_tokens=self._outputs.value,
+            first_turn_tokens_per_s=self._first_turns.rate_per_s(now_s),
+        )
+
+    def turn_view(self, state: TurnState) -> TurnView:
+        """What a policy may read of the turn."""
+        conversation = state.conversation
+        return TurnView(
+            conversation_id=conversation.id,
+            prompt_tokens=state.prompt_tokens,
+            index=state.index,
+            arrived_s=state.arrived_s,
+            bound_decoder=conversation.decoder,
+            last_prefiller=conversation.last_prefiller,
+            context_tokens=conversation.context_tokens,
+            hit_share=conversation.hit_share,
+            may_move=not conversation.running,
+            total_tokens=state.turn.total_tokens,
+        )
+
+
+def placement_of(state: TurnState) -> Placement:
+    """The placement of a turn that was sent somewhere."""
+    if state.placement is None:
+        raise RuntimeError(f"turn {state.id} was not placed yet")
+    return state.placement

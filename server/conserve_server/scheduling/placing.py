@@ -1,0 +1,156 @@
+"""Placing turns: the queue for room, the leader's placement, its binding, and what undoes it.
+
+The steps of the state machine; which report leads to which step is `scheduler.py`'s.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+
+from conserve_server.core.turn import Placement
+from conserve_server.scheduling.actions import Action
+from conserve_server.scheduling.admission_queue import AdmissionQueue
+from conserve_server.scheduling.conversation import Conversation, RebindCause, State, TurnState
+from conserve_server.scheduling.engine_pools import EnginePools
+from conserve_server.scheduling.legs import Legs, placement_of
+from conserve_server.scheduling.policy import Policy
+
+
+class Placing:
+    """Carries out what the policy answers, and holds what waits for an answer."""
+
+    def __init__(self, policy: Policy, pools: EnginePools, legs: Legs) -> None:
+        self._policy = policy
+        self._legs = legs
+        self._pools = pools
+        self.waiting = AdmissionQueue()
+        self.now_s = 0.0
+        """The driver's time at its latest report."""
+        self.rebinds: Counter[RebindCause] = Counter()
+        """Bindings after a conversation's first, since the start."""
+
+    # -- placing -------------------------------------------------------------------------------
+
+    def dispatch(self, state: TurnState) -> list[Action]:
+        """Send a turn where its conversation is bound, behind the turn that places it, or into the queue."""
+        conversation = state.conversation
+        if conversation.decoder is not None:
+            return self._start_bound(state)
+        if conversation.leader is not None:
+            conversation.followers.append(state)
+            return []
+        self._enqueue(state)
+        return self.admit()
+
+    def _enqueue(self, state: TurnState) -> None:
+        conversation = state.conversation
+        conversation.leader = state
+        conversation.state = State.REBINDING if conversation.bindings else State.NEW
+        state.prefill_failures = 0
+        self.waiting.add(state)
+
+    def admit(self) -> list[Action]:
+        """Place waiting turns in order, until one finds no room."""
+        actions: list[Action] = []
+        while (state := self.waiting.head) is not None:
+            placement = self._policy.place(self._legs.turn_view(state), self._legs.cluster_view(self.now_s))
+            if placement is None:
+                break
+            self.waiting.remove(state.id)
+            actions += self._lead(state, placement)
+        return actions
+
+    def _lead(self, state: TurnState, placement: Placement) -> list[Action]:
+        """Reserve room on the decoder before anything is sent, so that no KV waits locked on a prefiller."""
+        ledger = self._pools.ledgers[placement.decoder]
+        need = placement.reserve_tokens or state.prompt_tokens
+        ledger.settle(state.conversation.id, min(need, ledger.budget_tokens))
+        state.conversation.state = State.PREFILLING
+        return self.start(state, placement)
+
+    def start(self, state: TurnState, placement: Placement) -> list[Action]:
+        """Send the first leg of the placement."""
+        if placement.prefiller == placement.decoder:
+            raise RuntimeError(f"turn {state.id} was placed on {placement.decoder!r} twice")
+        state.placement = placement
+        state.is_stranded = False
+        return [self._legs.start(state, self.now_s)]
+
+    def _start_bound(self, state: TurnState) -> list[Action]:
+        conversation = state.conversation
+        placement = self._policy.place(self._legs.turn_view(state), self._legs.cluster_view(self.now_s))
+        if placement is None:
+            raise RuntimeError(f"the policy left a bound turn of {conversation.id!r} without a place")
+        if placement.decoder != conversation.decoder:
+            return self._move(state, placement)
+        conversation.state = State.ACTIVE
+        conversation.running[state.id] = state
+        self._pools.ledgers[placement.decoder].grow(conversation.id, state.prompt_tokens)
+        return self.start(state, placement)
+
+    def _move(self, state: TurnState, placement: Placement) -> list[Action]:
+        """The policy takes the conversation to another decoder: this turn places it anew."""
+        conversation = state.conversation
+        if conversation.running:
+            raise RuntimeError(f"the policy moved {conversation.id!r} while its turns run")
+        self._pools.release(conversation.id)
+        conversation.decoder = conversation.kv_tokens = None
+        conversation.leader = state
+        conversation.rebind_cause = RebindCause.MOVED
+        return self._lead(state, placement)
+
+    def bind(self, state: TurnState) -> list[Action]:
+        """The leader's decoder has answered: the binding holds, and turns that waited for it follow."""
+        conversation, placement = state.conversation, placement_of(state)
+        held_tokens = self._pools.ledgers[placement.decoder].held(conversation.id)
+        is_estimate = placement.prefiller is None and placement.reserve_tokens is None
+        conversation.kv_tokens = None if is_estimate else held_tokens
+        conversation.decoder = placement.decoder
+        conversation.state = State.ACTIVE
+        conversation.leader = conversation.hit_share = None
+        conversation.running[state.id] = state
+        if conversation.bindings:
+            self.rebinds[conversation.rebind_cause or RebindCause.PLACEMENT_FAILED] += 1
+        conversation.bindings += 1
+        followers, conversation.followers = conversation.followers, deque()
+        return [action for follower in followers for action in self.dispatch(follower)]
+
+    # -- losing --------------------------------------------------------------------------------
+
+    def has_its_decoder(self, state: TurnState) -> bool:
+        """Whether the decoder that the turn was placed on is still there for its conversation."""
+        decoder, conversation = placement_of(state).decoder, state.conversation
+        if state.is_stranded or decoder not in self._pools.ledgers:
+            return False
+        return conversation.leader is state or conversation.decoder == decoder
+
+    def place_again(self, state: TurnState) -> list[Action]:
+        """The planned decoder was lost during the prefill: the turn returns to its place in the queue."""
+        conversation = state.conversation
+        self._legs.over(state)
+        state.placement = None
+        if conversation.leader is state:
+            conversation.leader = None
+        conversation.running.pop(state.id, None)
+        return self.dispatch(state)
+
+    def abandon(self, state: TurnState) -> None:
+        """The leader ended before a decoder was bound: free its room, let the next turn lead."""
+        conversation = state.conversation
+        conversation.leader = None
+        self.waiting.remove(state.id)
+        self._pools.release(conversation.id)
+        if conversation.rebind_cause is RebindCause.MOVED:
+            conversation.rebind_cause = RebindCause.PLACEMENT_FAILED
+        if conversation.followers:
+            self._enqueue(conversation.followers.popleft())
+
+    def lose_decoder(self, conversation: Conversation, engine: str) -> None:
+        """The engine that held the conversation's KV, or was about to, is gone."""
+        conversation.rebind_cause = RebindCause.ENGINE_LOST
+        for state in (conversation.leader, *conversation.running.values()):
+            if state is not None and state.placement is not None and state.placement.decoder == engine:
+                state.is_stranded = True
+        if conversation.decoder == engine:
+            conversation.decoder = conversation.kv_tokens = None
+            conversation.state = State.REBINDING
