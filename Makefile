@@ -31,7 +31,7 @@ types: env
 	$(BIN)/mypy $(TYPED)
 
 unit: env
-	$(BIN)/python -m pytest -q -m "not slow and not real"
+	$(BIN)/python -m pytest -q -n auto -m "not slow and not real"
 
 bench-sdk: env
 	$(BIN)/python bench/sdk_overhead.py
