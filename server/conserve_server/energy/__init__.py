@@ -1,0 +1,1 @@
+"""Joules: where they are read, whose they are, and what was charged to whom."""
