@@ -112,3 +112,23 @@ def test_none_and_fewer_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         conserve("--last", "0")
     assert "must be at least 1, got 0" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_last_conversations_are_written_for_perfetto(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to = tmp_path / "trace.json"
+    assert conserve("--perfetto", str(to), "--last", "2") == 0
+    assert "2 conversations" in capsys.readouterr().out
+    events = json.loads(to.read_text())["traceEvents"]
+    names_ = [event["args"]["name"] for event in events if event["name"] == "process_name"]
+    assert names_ == ["conversation beta", "conversation alpha-2"]
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_perfetto_file_that_cannot_be_written_is_named(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert conserve("beta", "--perfetto", str(tmp_path / "none" / "trace.json")) == 1
+    assert "trace.json: No such file or directory; name another file" in capsys.readouterr().err

@@ -34,7 +34,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="N",
         help="the last N conversations of the list (default: 20), or of the timeline's turns",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="print JSON instead of text")
+    how.add_argument(
+        "--follow", "-f", action="store_true", help="draw anew as spans are written, until interrupted"
+    )
+    how.add_argument(
+        "--perfetto",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="write a trace for ui.perfetto.dev or Chrome's viewer: of the conversation, or of the last N",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,7 +52,11 @@ def run(args: argparse.Namespace) -> int:
     from conserve_sdk.protocol import trace_dir
 
     folder = args.dir if args.dir is not None else trace_dir()
-    if args.conversation is None:
+    if args.follow:
+        _follow(folder, args.conversation, last=args.last)
+    elif args.perfetto is not None:
+        _write_perfetto(folder, args.conversation, args.perfetto, last=args.last or 20)
+    elif args.conversation is None:
         _print_list(folder, last=args.last or 20, as_json=args.json)
     else:
         _print_timeline(folder, args.conversation, last=args.last, as_json=args.json)
@@ -84,6 +98,41 @@ def _print_timeline(folder: pathlib.Path, wanted: str, *, last: int | None, as_j
         return
     console = Console()
     console.print(timeline_view(found, console.width, last=last))
+
+
+def _follow(folder: pathlib.Path, wanted: str | None, *, last: int | None) -> None:
+    import time
+
+    from rich.console import Console
+
+    from conserve_server.cli.trace_follow import FollowedList, FollowedTimeline, follow
+    from conserve_server.telemetry.conversations import find_conversation
+
+    if wanted is None:
+        follow(FollowedList(folder, last=last or 20), Console(), wait=time.sleep)
+        return
+    conversation_id = find_conversation(wanted, [line.id for line in _lines(folder)])
+    follow(FollowedTimeline(folder, conversation_id, last=last), Console(), wait=time.sleep)
+
+
+def _write_perfetto(folder: pathlib.Path, wanted: str | None, to: pathlib.Path, *, last: int) -> None:
+    import json
+
+    from conserve_server.core.errors import ConserveError
+    from conserve_server.telemetry.conversations import find_conversation
+    from conserve_server.telemetry.perfetto import trace_events
+    from conserve_server.telemetry.spans_file import read_spans
+    from conserve_server.telemetry.timeline import timeline
+
+    ids = [line.id for line in _lines(folder)]
+    chosen = ids[:last] if wanted is None else [find_conversation(wanted, ids)]
+    timelines = [timeline(each, read_spans(folder, conversation_id=each)) for each in chosen]
+    try:
+        to.write_text(json.dumps(trace_events(timelines)))
+    except OSError as error:
+        raise ConserveError(f"can't write {to}: {error.strerror}; name another file") from error
+    conversations = "1 conversation" if len(chosen) == 1 else f"{len(chosen)} conversations"
+    print(f"{to}: {conversations}; open it at https://ui.perfetto.dev or in chrome://tracing")
 
 
 def _lines(folder: pathlib.Path) -> list[ConversationLine]:

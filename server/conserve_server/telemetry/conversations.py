@@ -32,13 +32,27 @@ class ConversationLine:
 
 
 def conversation_lines(spans: Iterable[Span]) -> list[ConversationLine]:
-    """Every conversation among `spans`, the latest first. Holds no span, only their identifiers."""
-    found: dict[str, _Counts] = {}
-    for span in spans:
-        if span.conversation_id is not None:
-            found.setdefault(span.conversation_id, _Counts()).add(span)
-    lines = [counts.line(each) for each, counts in found.items() if counts.holds_rows]
-    return sorted(lines, key=lambda line: (-line.start_unix_s, line.id))
+    """Every conversation among `spans`, the latest first."""
+    found = ConversationList()
+    found.add(spans)
+    return found.lines()
+
+
+class ConversationList:
+    """The conversations among the spans told so far. Holds no span, only their identifiers."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, _Counts] = {}
+
+    def add(self, spans: Iterable[Span]) -> None:
+        for span in spans:
+            if span.conversation_id is not None:
+                self._found.setdefault(span.conversation_id, _Counts()).add(span)
+
+    def lines(self) -> list[ConversationLine]:
+        """A line each, the latest conversation first."""
+        lines = [counts.line(each) for each, counts in self._found.items() if counts.holds_rows]
+        return sorted(lines, key=lambda line: (-line.start_unix_s, line.id))
 
 
 def find_conversation(wanted: str, ids: Sequence[str]) -> str:

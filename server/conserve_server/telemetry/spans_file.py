@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,12 +59,13 @@ def read_spans(folder: pathlib.Path, *, conversation_id: str | None = None) -> I
     for path in sorted(folder.glob("*.jsonl")):
         try:
             with path.open(encoding="utf-8", errors="replace") as lines:
-                yield from _spans_in(lines, conversation_id)
+                yield from spans_in(lines, conversation_id)
         except FileNotFoundError:
             continue
 
 
-def _spans_in(lines: Iterator[str], conversation_id: str | None) -> Iterator[Span]:
+def spans_in(lines: Iterable[str], conversation_id: str | None) -> Iterator[Span]:
+    """The spans in these lines of OTLP JSON: all that name a conversation, or one's alone."""
     # A line holds a batch of spans: one that lacks the id as it is written in JSON needs no parsing.
     needle = json.dumps(conversation_id)[1:-1] if conversation_id is not None else ""
     for line in lines:
