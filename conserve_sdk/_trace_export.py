@@ -32,24 +32,39 @@ _SENT: Final = ("otlp", "otlp_proto_http")
 _KEPT: Final = "otlp_json_file"
 
 
-def span_exporter(service_name: str) -> tuple[SpanExporter | None, pathlib.Path | None]:
-    """The exporter that the environment asks for, and its file if it is one; None records nothing."""
-    wanted = _read("OTEL_TRACES_EXPORTER")
-    if wanted == "none":
-        return None, None
-    if wanted not in ("", _KEPT, *_SENT):
+def span_exporters(service_name: str) -> tuple[list[SpanExporter], pathlib.Path | None]:
+    """The exporters that the environment asks for, and the local file if one is; none records nothing."""
+    wanted = _wanted()
+    if wanted == {"none"}:
+        return [], None
+    exporters: list[SpanExporter] = []
+    if not wanted.isdisjoint(_SENT) or (not wanted and any(_read(variable) for variable in _ENDPOINTS)):
+        if _speaks_http():
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+            exporters.append(OTLPSpanExporter())
+        else:
+            wanted.add(_KEPT)
+    if exporters and _KEPT not in wanted:
+        return exporters, None
+    file, path = _local_file(service_name)
+    return [*exporters, file] if file is not None else exporters, path
+
+
+def _wanted() -> set[str]:
+    """The names in OTEL_TRACES_EXPORTER, which separates them by commas."""
+    wanted = {name.strip() for name in _read("OTEL_TRACES_EXPORTER").split(",")} - {""}
+    if "none" in wanted:
+        return {"none"}
+    unknown = sorted(wanted - {_KEPT, *_SENT})
+    if unknown:
         _log.warning(
             "OTEL_TRACES_EXPORTER=%s is not supported, spans go to a local file: set otlp, %s or none",
-            wanted,
+            ",".join(unknown),
             _KEPT,
         )
-        wanted = _KEPT
-    is_sent = wanted in _SENT or any(_read(variable) for variable in _ENDPOINTS)
-    if is_sent and wanted != _KEPT and _speaks_http():
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-
-        return OTLPSpanExporter(), None
-    return _local_file(service_name)
+        wanted.add(_KEPT)
+    return wanted
 
 
 def _speaks_http() -> bool:

@@ -56,7 +56,7 @@ def _ensure_provider(service_name: str) -> pathlib.Path | None:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    from conserve_sdk._trace_export import FlushAtExit, span_exporter
+    from conserve_sdk._trace_export import FlushAtExit, span_exporters
 
     present = trace.get_tracer_provider()
     if isinstance(present, TracerProvider):
@@ -65,13 +65,14 @@ def _ensure_provider(service_name: str) -> pathlib.Path | None:
     if not isinstance(present, trace.ProxyTracerProvider):
         _log.warning("spans get no conversation: %s is not the OpenTelemetry SDK's provider", type(present))
         return None
-    exporter, path = span_exporter(service_name)
-    if exporter is None:
+    exporters, path = span_exporters(service_name)
+    if not exporters:
         return None
     resource = Resource.create({"service.name": service_name})
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     _stamp(provider)
-    provider.add_span_processor(BatchSpanProcessor(exporter))
+    for exporter in exporters:
+        provider.add_span_processor(BatchSpanProcessor(exporter))
     FlushAtExit(provider.shutdown)
     trace.set_tracer_provider(provider)
     return path

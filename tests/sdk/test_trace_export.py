@@ -14,7 +14,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
-from conserve_sdk._trace_export import BoundedFileExporter, span_exporter
+from conserve_sdk._trace_export import BoundedFileExporter, span_exporters
 from tests.processes import LIMIT_S
 
 VARIABLES = (
@@ -76,8 +76,7 @@ def test_a_file_that_was_deleted_is_begun_anew(tmp_path: Path) -> None:
 
 
 def test_the_folder_is_the_users_alone(folder: Path) -> None:
-    exporter, path = span_exporter("my agent")
-    assert exporter is not None
+    (exporter,), path = span_exporters("my agent")
     exporter.shutdown()
     assert path is not None
     assert path.parent == folder
@@ -88,7 +87,7 @@ def test_the_folder_is_the_users_alone(folder: Path) -> None:
 @pytest.mark.parametrize("value", ["none", " None "])
 def test_none_records_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", value)
-    assert span_exporter("agent") == (None, None)
+    assert span_exporters("agent") == ([], None)
     assert not folder.exists()
 
 
@@ -100,17 +99,25 @@ def test_a_collector_gets_the_spans_and_no_file_is_made(
     folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
-    exporter, path = span_exporter("agent")
+    (exporter,), path = span_exporters("agent")
     assert isinstance(exporter, OTLPSpanExporter)
     assert path is None
     assert not folder.exists()
 
 
+def test_both_may_be_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp, otlp_json_file")
+    (sent, kept), path = span_exporters("agent")
+    assert isinstance(sent, OTLPSpanExporter)
+    kept.shutdown()
+    assert path is not None
+    assert path.parent == folder
+
+
 def test_a_file_may_be_asked_for_beside_an_endpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp_json_file")
-    exporter, path = span_exporter("agent")
-    assert exporter is not None
+    (exporter,), path = span_exporters("agent")
     exporter.shutdown()
     assert path is not None
 
@@ -128,8 +135,7 @@ def test_what_is_not_supported_is_a_warning_and_a_local_file(
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4317")
     monkeypatch.setenv(name, value)
-    exporter, path = span_exporter("agent")
-    assert exporter is not None
+    (exporter,), path = span_exporters("agent")
     exporter.shutdown()
     assert path is not None
     assert f"{name}={value} is not supported, spans go to a local file: set" in caplog.text
@@ -140,7 +146,7 @@ def test_a_folder_that_cannot_be_written_is_a_warning_with_the_fix(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("CONSERVE_TRACE_DIR", str(tmp_path / "file" / "traces"))
-    assert span_exporter("agent") == (None, None)
+    assert span_exporters("agent") == ([], None)
     assert "set CONSERVE_TRACE_DIR to a folder that can" in caplog.text
 
 

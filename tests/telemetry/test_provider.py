@@ -102,6 +102,18 @@ def test_an_endpoint_gets_the_spans_and_no_file_is_written(
     assert not trace_folder.exists()
 
 
+def test_a_collector_and_a_file_may_both_be_asked_for(
+    collector: Collector, trace_folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp,otlp_json_file")
+    started = tracing("gateway")
+    assert f"sent by OTLP/HTTP to {collector.url} and written to {trace_folder}" in started.destination
+    assert record(started)
+    assert len(collector.posts) == 1
+    assert [span.name for span in read_spans(trace_folder)] == ["conserve.turn"]
+
+
 @pytest.mark.parametrize("name", ["OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"])
 def test_another_protocol_is_refused_with_the_fix(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4317")
@@ -112,7 +124,7 @@ def test_another_protocol_is_refused_with_the_fix(name: str, monkeypatch: pytest
 
 def test_another_exporter_is_refused_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "zipkin")
-    with pytest.raises(ConfigError, match="zipkin is not supported: set otlp, otlp_json_file or none"):
+    with pytest.raises(ConfigError, match="zipkin is not supported: set otlp, otlp_json_file, both, or none"):
         tracing("gateway")
 
 

@@ -15,7 +15,7 @@ from typing import IO, cast
 from opentelemetry.exporter.otlp.json.file import FileSpanExporter
 from opentelemetry.sdk.resources import SERVICE_NAME, OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import NoOpTracer, Tracer
 
 from conserve_sdk.protocol import trace_dir
@@ -27,6 +27,8 @@ _EXPORTER = "OTEL_TRACES_EXPORTER"
 _ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _TRACES_ENDPOINT = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 _PROTOCOL = "OTEL_EXPORTER_OTLP_PROTOCOL"
+_SENT = frozenset({"otlp", "otlp_proto_http"})
+_KEPT = "otlp_json_file"
 _TRACES_PROTOCOL = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"
 
 
@@ -62,20 +64,34 @@ def tracing(service_name: str) -> Tracing:
 
     Raises ConfigError where the environment asks for what is not there.
     """
-    exporter = os.environ.get(_EXPORTER, "").strip().lower()
+    wanted = _wanted_exporters()
     if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return Tracing(NoOpTracer(), "spans are not recorded (OTEL_SDK_DISABLED is true)")
-    if exporter == "none":
+    if "none" in wanted:
         return Tracing(NoOpTracer(), f"spans are not recorded ({_EXPORTER} is none)")
-    if exporter not in ("", "otlp", "otlp_proto_http", "otlp_json_file"):
-        raise ConfigError(f"{_EXPORTER}={exporter} is not supported: set otlp, otlp_json_file or none")
-    is_sent = exporter in ("otlp", "otlp_proto_http") or _is_set(_ENDPOINT) or _is_set(_TRACES_ENDPOINT)
-    if is_sent and exporter != "otlp_json_file":
-        return _sent(service_name)
-    return _kept(service_name, trace_dir())
+    is_sent = bool(wanted & _SENT) or (not wanted and (_is_set(_ENDPOINT) or _is_set(_TRACES_ENDPOINT)))
+    provider, places, file = _provider(service_name), [], None
+    if is_sent:
+        places.append(_send(provider))
+    if not is_sent or _KEPT in wanted:
+        place, file = _keep(provider, service_name, trace_dir())
+        places.append(place)
+    return Tracing(provider.get_tracer(_SCOPE), f"spans are {' and '.join(places)}", provider, file)
 
 
-def _sent(service_name: str) -> Tracing:
+def _wanted_exporters() -> set[str]:
+    """The names in OTEL_TRACES_EXPORTER, which separates them by commas."""
+    wanted = {name.strip().lower() for name in os.environ.get(_EXPORTER, "").split(",")} - {""}
+    unknown = sorted(wanted - {"none", _KEPT} - _SENT)
+    if unknown:
+        raise ConfigError(
+            f"{_EXPORTER}={','.join(unknown)} is not supported: set otlp, {_KEPT}, both, or none"
+        )
+    return wanted
+
+
+def _send(provider: TracerProvider) -> str:
+    """Export to the collector that the environment names; the words that say so."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
     name = _TRACES_PROTOCOL if _is_set(_TRACES_PROTOCOL) else _PROTOCOL
@@ -86,11 +102,12 @@ def _sent(service_name: str) -> Tracing:
             "and the endpoint to the collector's OTLP/HTTP port (4318 as a rule)"
         )
     endpoint = os.environ.get(_TRACES_ENDPOINT) or os.environ.get(_ENDPOINT) or "http://localhost:4318"
-    provider = _provider(service_name, OTLPSpanExporter())
-    return Tracing(provider.get_tracer(_SCOPE), f"spans are sent by OTLP/HTTP to {endpoint}", provider)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return f"sent by OTLP/HTTP to {endpoint}"
 
 
-def _kept(service_name: str, folder: pathlib.Path) -> Tracing:
+def _keep(provider: TracerProvider, service_name: str, folder: pathlib.Path) -> tuple[str, RotatingFile]:
+    """Export to a file of this process in `folder`; the words that say so, and the file."""
     path = folder / f"{service_name}-{os.getpid()}.jsonl"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -101,18 +118,14 @@ def _kept(service_name: str, folder: pathlib.Path) -> Tracing:
             f"set CONSERVE_TRACE_DIR to a folder that can be written, or {_EXPORTER}=none"
         ) from error
     # The exporter writes lines, flushes, and asks whether it is closed: no more of IO is needed.
-    provider = _provider(service_name, FileSpanExporter(stream=cast(IO[str], file)))
-    return Tracing(
-        provider.get_tracer(_SCOPE), f"spans are written to {path} (see `conserve trace`)", provider, file
-    )
+    provider.add_span_processor(BatchSpanProcessor(FileSpanExporter(stream=cast(IO[str], file))))
+    return f"written to {path} (see `conserve trace`)", file
 
 
-def _provider(service_name: str, exporter: SpanExporter) -> TracerProvider:
+def _provider(service_name: str) -> TracerProvider:
     # What the user says in OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES wins over our name.
     resource = Resource.create({SERVICE_NAME: service_name}).merge(OTELResourceDetector().detect())
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(exporter))
-    return provider
+    return TracerProvider(resource=resource, shutdown_on_exit=False)
 
 
 def _is_set(name: str) -> bool:
