@@ -36,3 +36,30 @@ class EngineTiming(Protocol):
     def step_s(self, step: Step) -> float:
         """Seconds from one step's start to the next one's, host overhead included."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearTiming:
+    """A step's time as a sum of its parts: the whole of a model whose step times are linear.
+
+    `base_s`: every step. `prefill_token_s` and `prefill_pair_s`: each new token of a prompt, and
+    each pair of a new token and a context token that it attends to. `decode_s` and
+    `decode_context_s`: each decoding request, and each token of KV that it reads.
+    """
+
+    base_s: float
+    prefill_token_s: float
+    prefill_pair_s: float = 0.0
+    decode_s: float = 0.0
+    decode_context_s: float = 0.0
+    kv_bytes_per_token: int = 114_688
+    kv_capacity_tokens: int = 300_000
+
+    def step_s(self, step: Step) -> float:
+        """Seconds of the step."""
+        seconds = self.base_s + self.decode_s * step.decode_requests
+        seconds += self.decode_context_s * step.decode_context_tokens
+        if step.prefill_tokens:
+            context = step.prefill_context_tokens / step.prefill_requests + step.prefill_tokens / 2
+            seconds += step.prefill_tokens * (self.prefill_token_s + self.prefill_pair_s * context)
+        return seconds
