@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import NoReturn
 
-import aiohttp
 import msgspec
 
 from conserve_sdk.protocol import RECEIPT_EMULATED
 from conserve_server.core.errors import EngineFailed, InvalidRequest
+from conserve_server.engines.connection import silent
+from conserve_server.engines.connections import Connections
 from conserve_server.engines.engine import Answer, EngineSpec, EngineStatus, PrefillAnswer
 from conserve_server.engines.vllm_metrics import read_metrics
 from conserve_server.engines.wire import PrefillUsage
 
 LOOK_TIMEOUT_S = 5.0
-CONNECT_TIMEOUT_S = 5.0
 
 
 class _ModelCard(msgspec.Struct):
@@ -39,14 +39,11 @@ class _ErrorBody(msgspec.Struct):
 
 
 class VllmEngine:
-    """One engine behind a URL. The HTTP session is shared by all engines and not owned."""
+    """One engine behind a URL, and the connections to it."""
 
-    def __init__(self, spec: EngineSpec, session: aiohttp.ClientSession, *, silence_timeout_s: float) -> None:
+    def __init__(self, spec: EngineSpec, *, silence_timeout_s: float) -> None:
         self._spec = spec
-        self._session = session
-        self._timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=silence_timeout_s
-        )
+        self._connections = Connections(spec.name, spec.url, silence_timeout_s=silence_timeout_s)
 
     @property
     def spec(self) -> EngineSpec:
@@ -59,25 +56,12 @@ class VllmEngine:
                 self._refused(answer.status, content)
         return self._prefilled(content)
 
-    @asynccontextmanager
-    async def send(self, path: str, body: bytes, headers: Mapping[str, str]) -> AsyncIterator[Answer]:
-        request = self._session.post(
-            self._spec.url + path,
-            data=body,
-            headers={"content-type": "application/json", **headers},
-            timeout=self._timeout,
-            allow_redirects=False,
-        )
-        try:
-            response = await request
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise _lost(self._spec.name, error) from error
-        try:
-            yield _HttpAnswer(self._spec.name, response)
-        finally:
-            # Closes the connection unless the body was read to its end: vLLM aborts the
-            # request of a client that hangs up.
-            response.release() if response.content.at_eof() else response.close()
+    def send(self, path: str, body: bytes, headers: Mapping[str, str]) -> AbstractAsyncContextManager[Answer]:
+        return self._connections.request("POST", path, {"content-type": "application/json", **headers}, body)
+
+    def close(self) -> None:
+        """Close the connections; what still runs on them fails."""
+        self._connections.close()
 
     async def look(self) -> EngineStatus:
         try:
@@ -86,7 +70,7 @@ class VllmEngine:
                 models, _ = await self._get("/v1/models")
                 metrics, headers = await self._get("/metrics")
         except TimeoutError as error:
-            raise _lost(self._spec.name, error) from error
+            raise silent(self._spec.name) from error
         try:
             cards = msgspec.json.decode(models, type=_Models).data
         except msgspec.MsgspecError as error:
@@ -106,13 +90,10 @@ class VllmEngine:
         )
 
     async def _get(self, path: str) -> tuple[bytes, Mapping[str, str]]:
-        try:
-            async with self._session.get(self._spec.url + path, timeout=self._timeout) as response:
-                if response.status != 200:
-                    raise self._failed(f"answers {path} with status {response.status}", "engine_unhealthy")
-                return await response.read(), response.headers
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise _lost(self._spec.name, error) from error
+        async with self._connections.request("GET", path, {}) as answer:
+            if answer.status != 200:
+                raise self._failed(f"answers {path} with status {answer.status}", "engine_unhealthy")
+            return b"".join([chunk async for chunk in answer.chunks()]), answer.headers
 
     def _prefilled(self, content: bytes) -> PrefillAnswer:
         try:
@@ -140,39 +121,7 @@ class VllmEngine:
         raise self._failed(f"answered with status {status}: {message}", "engine_error")
 
     def _failed(self, what: str, code: str) -> EngineFailed:
-        return _failed(self._spec.name, what, code)
-
-
-class _HttpAnswer:
-    def __init__(self, engine: str, response: aiohttp.ClientResponse) -> None:
-        self._engine = engine
-        self._response = response
-
-    @property
-    def status(self) -> int:
-        return self._response.status
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return self._response.headers
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        try:
-            async for chunk in self._response.content.iter_any():
-                yield chunk
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise _lost(self._engine, error) from error
-
-
-def _failed(engine: str, what: str, code: str) -> EngineFailed:
-    return EngineFailed(f"engine {engine} {what}", code=code, engine=engine)
-
-
-def _lost(engine: str, error: Exception) -> EngineFailed:
-    if isinstance(error, TimeoutError):
-        message = f"engine {engine} was silent for too long"
-        return EngineFailed(message, code="engine_timeout", engine=engine, status=504)
-    return _failed(engine, f"can't be reached or broke off: {error or type(error).__name__}", "engine_lost")
+        return EngineFailed(f"engine {self._spec.name} {what}", code=code, engine=self._spec.name)
 
 
 def error_message(content: bytes) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-import aiohttp
 from opentelemetry.trace import Tracer
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -59,9 +58,8 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        connector = aiohttp.TCPConnector(limit=0)  # the scheduler bounds what runs, not the socket pool
-        async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
-            parts = _build(config, engines, policy, clock, tracer, session, tenants)
+        with ExitStack() as stack:
+            parts = _build(config, engines, policy, clock, tracer, stack, tenants)
             app.router.routes.extend(_routes(parts))
             async with asyncio.TaskGroup() as background:
                 tasks = _start_background(background, parts, config, clock)
@@ -87,7 +85,7 @@ def _build(
     policy: Policy,
     clock: Clock,
     tracer: Tracer,
-    session: aiohttp.ClientSession,
+    stack: ExitStack,
     tenants: Tenants,
 ) -> _Parts:
     gateway = config.gateway
@@ -102,7 +100,9 @@ def _build(
     )
     metrics = GatewayMetrics()
     conversations = Conversations.from_config(gateway, coordinator)
-    engines = [VllmEngine(spec, session, silence_timeout_s=gateway.turn_timeout_s) for spec in specs]
+    engines = [VllmEngine(spec, silence_timeout_s=gateway.turn_timeout_s) for spec in specs]
+    for engine in engines:
+        stack.callback(engine.close)
     cluster = Cluster(engines, coordinator, metrics)
     turns = Turns(
         coordinator=coordinator,
