@@ -2,6 +2,7 @@
 
 ConserveError                 message names the thing and the fix
 ├── ConfigError               the configuration can't be used               exit 2
+│   └── TraceError            a trace or another input file can't be read   exit 2
 ├── EngineStartError          a local engine did not come up                exit 1
 └── TurnError                 a turn can't be served: `status`, `code`      HTTP
     ├── InvalidRequest        400, 404, 409, 413: the client must change something
@@ -20,6 +21,10 @@ class ConserveError(Exception):
 
 class ConfigError(ConserveError):
     """The configuration can't be used; the message names the key and the fix."""
+
+
+class TraceError(ConfigError):
+    """A trace or another input file can't be read; the message names the file, the line and the field."""
 
 
 class EngineStartError(ConserveError):

@@ -1,0 +1,1 @@
+"""Workloads: readers of recorded traces, profiles with published statistics, arrival processes."""
