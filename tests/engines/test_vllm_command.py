@@ -68,6 +68,12 @@ def test_kv_moves_from_prefill_to_decode(device: str, buffer: str, role: Role, k
     assert connector == {"kv_connector": "NixlConnector", "kv_role": kv_role, "kv_buffer_device": buffer}
 
 
+@pytest.mark.parametrize("has_plugin", [False, True])
+def test_the_plugin_s_routes_are_added_where_it_is_installed(has_plugin: bool) -> None:
+    made = vllm_command(config(), slot(), FOLDER, python="python", device="cpu", has_plugin=has_plugin)
+    assert ("conserve_vllm.ConversationRoutes" in made.argv) is has_plugin
+
+
 def test_without_prefillers_there_is_no_connector() -> None:
     alone = parse_config({"pools": {"decode": {"count": 1}}})
     made = vllm_command(alone, slot(Role.DECODE), FOLDER, python="python", device="cpu")

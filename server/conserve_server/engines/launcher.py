@@ -112,7 +112,9 @@ class LocalPool:
         device = found.device if launcher.device == "auto" else launcher.device
         self._report(Progress("vllm", "ready", 0.0, f"{found.version} for {device}, {found.python}"))
         model = await prepare_model(config.model, python=found.python, report=self._report)
-        return lambda slot: vllm_command(config, slot, model, python=found.python, device=device)
+        return lambda slot: vllm_command(
+            config, slot, model, python=found.python, device=device, has_plugin=found.has_plugin
+        )
 
     def _engine(self, slot: Slot, command: EngineCommand, run_dir: Path) -> LocalEngine:
         log = run_dir / "logs" / f"{slot.name}.log"

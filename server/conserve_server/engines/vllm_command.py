@@ -17,6 +17,7 @@ from conserve_server.core.errors import ConfigError
 from conserve_server.engines.engine import Role
 
 HOST = "127.0.0.1"
+PLUGIN_ROUTES = "conserve_vllm.ConversationRoutes"
 _OURS = ("--host", "--port", "--model", "--served-model-name")
 
 
@@ -65,8 +66,12 @@ class Recipe:
     env: Mapping[str, str] = field(default_factory=dict)
 
 
-def vllm_command(config: Config, slot: Slot, model: Model, *, python: str, device: str) -> EngineCommand:
+def vllm_command(
+    config: Config, slot: Slot, model: Model, *, python: str, device: str, has_plugin: bool = False
+) -> EngineCommand:
     """The command of the engine in `slot` on `device` ("cpu" or "cuda"). Later flags win over earlier ones.
+
+    `has_plugin`: `conserve_vllm` is installed beside vLLM and adds its routes.
 
     Raises ConfigError where the configuration's flags set what the launcher sets itself.
     """
@@ -80,6 +85,7 @@ def vllm_command(config: Config, slot: Slot, model: Model, *, python: str, devic
         *("--host", HOST, "--port", str(slot.port)),
         *("--enable-prompt-tokens-details", "--enable-per-request-metrics"),
         *("--disable-access-log-for-endpoints", "/health,/metrics,/v1/models"),
+        *(("--middleware", PLUGIN_ROUTES) if has_plugin else ()),
         *_max_model_len(config),
         *_kv_transfer(config, slot.role, recipe),
         *recipe.flags,

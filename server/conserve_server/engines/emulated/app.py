@@ -24,6 +24,7 @@ from conserve_server.core.errors import ConfigError
 from conserve_server.engines.emulated.chat import ChatDialect
 from conserve_server.engines.emulated.completion import CompletionDialect
 from conserve_server.engines.emulated.config import EmulatedConfig
+from conserve_server.engines.emulated.conversation_kv import conversation_routes
 from conserve_server.engines.emulated.fault_actor import FaultActor
 from conserve_server.engines.emulated.faults import Fault, FaultBook
 from conserve_server.engines.emulated.generation import Generation
@@ -60,6 +61,7 @@ def create_emulated_engine(
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/completions", completion, methods=["POST"]),
             *_looks(config, metrics),
+            *conversation_routes(loop.conversations, config),
             Route("/emulated/kv/{engine_id}/{request_id}", _lease_route(loop.leases), methods=_LEASE_METHODS),
             Route("/emulated/faults", _fault_route(faults), methods=["POST", "DELETE"]),
         ],

@@ -35,6 +35,8 @@ class EmulatedConfig:
     kv_bytes_per_token: int = 147_456
     answer_tokens: int = 32
     """Length of an answer that no script, schema or token limit decides, its end token included."""
+    follows_conversations: bool = True
+    """Whether it takes signals about conversations, as vLLM with `conserve_vllm` does."""
     timing: EmulatedTiming = field(default_factory=EmulatedTiming)
     script: tuple[Rule, ...] = ()
     faults: tuple[Fault, ...] = ()
@@ -42,6 +44,8 @@ class EmulatedConfig:
     def __post_init__(self) -> None:
         for each in fields(self):
             value = getattr(self, each.name)
+            if isinstance(value, bool):
+                continue
             if isinstance(value, int | float) and each.name != "port" and value <= 0:
                 raise ConfigError(f"EmulatedConfig.{each.name} must be greater than 0, got {value}")
 

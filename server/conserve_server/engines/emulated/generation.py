@@ -84,7 +84,8 @@ class Generation:
             self._loop.refuse(kv_params)
             await error.response()(request.scope, request.receive, send)
             return
-        with self._submitted(job, answer) as sequence:
+        session = request.headers.get("x-session-id")
+        with self._submitted(job, answer, session) as sequence:
             if job.is_stream:
                 await self._stream(job, sequence, fault, send)
             else:
@@ -98,7 +99,7 @@ class Generation:
             raise bad_request(f"the emulated engine can't fit the schema: {error}") from error
 
     @contextmanager
-    def _submitted(self, job: Job, answer: Answer) -> Iterator[Sequence]:
+    def _submitted(self, job: Job, answer: Answer, session: str | None) -> Iterator[Sequence]:
         """The job in the engine; leaving early takes it out."""
         sequence = Sequence(
             id=f"{job.id}-{uuid4().hex[:8]}",
@@ -107,6 +108,7 @@ class Generation:
             block_size=self._config.block_size,
             arrived_s=self._clock.now_s(),
             kv_params=job.kv_params,
+            session=session,
         )
         self._loop.submit(sequence)
         try:

@@ -35,6 +35,7 @@ class _Lease:
     blocks: list[int]
     digests: list[int]
     expires_s: float
+    session: str | None = None
     is_pulled: bool = False
 
 
@@ -57,11 +58,16 @@ class LeaseBook:
         self._on_freed = on_freed
         self._leases: dict[str, _Lease] = {}
 
+    @property
+    def sessions(self) -> set[str | None]:
+        """The conversations whose KV waits here."""
+        return {lease.session for lease in self._leases.values()}
+
     def hold(self, sequence: Sequence) -> dict[str, object]:
         """Keep the sequence's blocks for a decoder; the transfer parameters to pass on."""
         digests = digest_blocks(sequence.prompt, self._config.block_size, with_tail=True)
         expires_s = self._clock.now_s() + self._config.lease_s
-        self._leases[sequence.id] = _Lease(sequence.blocks, digests, expires_s)
+        self._leases[sequence.id] = _Lease(sequence.blocks, digests, expires_s, sequence.session)
         return {
             "do_remote_prefill": True,
             "do_remote_decode": False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 
 
@@ -33,6 +33,8 @@ class BlockPool:
         self._uses = [0] * blocks
         self._digest_of: dict[int, int] = {}
         self._block_of: dict[int, int] = {}
+        self.is_kept: Callable[[int], bool] | None = None
+        """Whether the block of a digest is taken after all that are not; None: none is."""
 
     @property
     def usage(self) -> float:
@@ -76,10 +78,39 @@ class BlockPool:
             if block not in self._digest_of:
                 self._free.move_to_end(block, last=False)
 
+    def forget(self, digests: Iterable[int]) -> None:
+        """Let the free blocks of these digests be the next to be taken, and found no more."""
+        for digest in digests:
+            block = self._block_of.get(digest)
+            if block is not None and not self._uses[block]:
+                del self._block_of[digest], self._digest_of[block]
+                self._free.move_to_end(block, last=False)
+
+    def refresh(self, digests: Iterable[int]) -> int:
+        """Let the blocks of these digests be the last to be taken; how many there are."""
+        found = [block for digest in digests if (block := self._block_of.get(digest)) is not None]
+        for block in reversed(found):
+            if not self._uses[block]:
+                self._free.move_to_end(block)
+        return len(found)
+
+    def count(self, digests: Iterable[int]) -> int:
+        """How many of these digests are cached."""
+        return sum(digest in self._block_of for digest in digests)
+
     def _take_oldest(self) -> int:
-        block, _ = self._free.popitem(last=False)
+        block = self._oldest()
+        del self._free[block]
         digest = self._digest_of.pop(block, None)
         if digest is not None:
             del self._block_of[digest]
         self._uses[block] = 1
         return block
+
+    def _oldest(self) -> int:
+        if self.is_kept is not None:
+            for block in self._free:
+                digest = self._digest_of.get(block)
+                if digest is None or not self.is_kept(digest):
+                    return block
+        return next(iter(self._free))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from conserve_server.core.clock import Clock
 from conserve_server.engines.emulated.answer import FinishReason
 from conserve_server.engines.emulated.config import EmulatedConfig
+from conserve_server.engines.emulated.conversation_kv import ConversationKv
 from conserve_server.engines.emulated.handover import LeaseBook, Puller
 from conserve_server.engines.emulated.kv_cache import BlockPool
 from conserve_server.engines.emulated.metrics import EngineMetrics
@@ -45,7 +46,8 @@ class EngineLoop:
         self._loading: set[Sequence] = set()
         self._running: list[Sequence] = []
         self._group: asyncio.TaskGroup | None = None
-        self.leases = LeaseBook(config, clock, self._pool, metrics, self._wake.set)
+        self.leases = LeaseBook(config, clock, self._pool, metrics, self._lease_freed)
+        self.conversations = ConversationKv(config, clock, self._pool, self._sessions)
 
     @property
     def running(self) -> int:
@@ -96,7 +98,7 @@ class EngineLoop:
             self.refuse(sequence.kv_params)
         elif sequence in self._running:
             self._running.remove(sequence)
-            self._pool.release(sequence.blocks)
+            self._free(sequence)
         self._end(sequence, "abort")
         self._wake.set()
 
@@ -214,11 +216,25 @@ class EngineLoop:
     def _finish(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
         if sequence.is_prefill_leg:
+            self.conversations.freed(sequence.session, sequence.digests[: sequence.published_blocks])
             sequence.transfer_params = self.leases.hold(sequence)
             self._spawn().create_task(self.leases.watch(sequence.id))
         else:
-            self._pool.release(sequence.blocks)
+            self._free(sequence)
         self._end(sequence, sequence.answer.finish_reason)
+
+    def _free(self, sequence: Sequence) -> None:
+        self._pool.release(sequence.blocks)
+        self.conversations.freed(sequence.session, sequence.digests[: sequence.published_blocks])
+
+    def _lease_freed(self) -> None:
+        self.conversations.freed(None, ())
+        self._wake.set()
+
+    def _sessions(self) -> set[str | None]:
+        """Conversations with a request in the engine, or with blocks that a lease holds."""
+        requests = {sequence.session for sequence in (*self._waiting, *self._loading, *self._running)}
+        return requests | self.leases.sessions
 
     def _end(self, sequence: Sequence, reason: FinishReason, *, error: KvLoadFailed | None = None) -> None:
         sequence.end(reason, error=error)

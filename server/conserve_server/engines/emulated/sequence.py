@@ -28,6 +28,8 @@ class Sequence:
     block_size: int
     arrived_s: float
     kv_params: Mapping[str, object] = field(default_factory=dict)
+    session: str | None = None
+    """The conversation, as `X-Session-ID` names it."""
 
     blocks: list[int] = field(default_factory=list)
     digests: list[int] = field(default_factory=list)

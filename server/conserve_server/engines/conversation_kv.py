@@ -1,0 +1,128 @@
+"""The conversations of one engine, by the routes that `conserve_vllm` adds to vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import aiohttp
+import msgspec
+
+from conserve_server.core.errors import EngineFailed
+from conserve_server.engines.engine import EngineSpec
+
+T = TypeVar("T")
+
+CALL_TIMEOUT_S: Final = 15.0
+"""Longer than the engine's own: it answers between two of its steps."""
+
+
+class Capabilities(msgspec.Struct, frozen=True):
+    """What the engine's plugin can do, and its sizes."""
+
+    api_version: int
+    calls: tuple[str, ...]
+    block_size: int
+    blocks: int
+
+
+class Resident(msgspec.Struct, frozen=True):
+    """Tokens cached by conversation, as far as they changed since a cursor; 0: nothing any more."""
+
+    cursor: int
+    is_full: bool
+    tokens: dict[str, int]
+
+
+class _Refusal(msgspec.Struct):
+    message: str = ""
+
+
+class _RefusalBody(msgspec.Struct):
+    error: _Refusal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NoPlugin:
+    """The engine can't follow conversations, and why."""
+
+    reason: str
+
+
+class ConversationKv:
+    """One engine's plugin. Every call is bounded in time and raises EngineFailed."""
+
+    def __init__(self, spec: EngineSpec, session: aiohttp.ClientSession) -> None:
+        self.spec = spec
+        self._session = session
+        self._timeout = aiohttp.ClientTimeout(total=CALL_TIMEOUT_S)
+
+    async def capabilities(self) -> Capabilities | NoPlugin:
+        """What there is. Raises EngineFailed where that can't be told now."""
+        status, body = await self._call("GET", "capabilities")
+        if status == 200:
+            return _decode(self.spec, body, Capabilities)
+        if status >= 500 and status != 501:
+            raise _failed(self.spec, f"answers capabilities with status {status}")
+        return NoPlugin(_reason(status, body))
+
+    async def release(self, conversations: Sequence[str]) -> None:
+        """Their KV is not needed any more."""
+        await self._post("release", {"conversations": conversations})
+
+    async def refresh(self, conversations: Sequence[str]) -> None:
+        """As if just used."""
+        await self._post("refresh", {"conversations": conversations})
+
+    async def keep(self, conversations: Sequence[str], timeout_s: float) -> None:
+        """Taken last, for `timeout_s`; 0 ends that."""
+        await self._post("keep", {"conversations": conversations, "timeout_s": timeout_s})
+
+    async def resident(self, since: int | None) -> Resident:
+        """What changed since the cursor of an earlier call; everything without one."""
+        query = "" if since is None else f"?since={since}"
+        status, body = await self._call("GET", f"resident{query}")
+        if status != 200:
+            raise _failed(self.spec, f"answers resident with status {status}")
+        return _decode(self.spec, body, Resident)
+
+    async def _post(self, call: str, document: dict[str, object]) -> None:
+        status, body = await self._call("POST", call, msgspec.json.encode(document))
+        if status != 200:
+            raise _failed(self.spec, f"answers {call} with status {status}: {_reason(status, body)}")
+
+    async def _call(self, method: str, call: str, body: bytes | None = None) -> tuple[int, bytes]:
+        try:
+            async with self._session.request(
+                method,
+                f"{self.spec.url}/v1/conserve/{call}",
+                data=body,
+                headers={"content-type": "application/json"},
+                timeout=self._timeout,
+                allow_redirects=False,
+            ) as response:
+                return response.status, await response.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise _failed(self.spec, f"can't be told of conversations: {error or 'time-out'}") from error
+
+
+def _reason(status: int, body: bytes) -> str:
+    try:
+        found = msgspec.json.decode(body, type=_RefusalBody).error
+    except msgspec.MsgspecError:
+        found = None
+    if found is not None and found.message and status == 501:
+        return found.message
+    return f"no such route (status {status}): conserve_vllm is not installed there, or not loaded"
+
+
+def _decode(spec: EngineSpec, body: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.MsgspecError as error:
+        raise _failed(spec, f"answers with something else: {error}") from error
+
+
+def _failed(spec: EngineSpec, what: str) -> EngineFailed:
+    return EngineFailed(f"engine {spec.name} {what}", code="engine_error", engine=spec.name)
