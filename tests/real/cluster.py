@@ -61,7 +61,7 @@ class RealCluster:
 
 @contextmanager
 def local_engines(
-    folder: Path, python: str, *, prefill: int = 0, decode: int = 1, flags: str = "[]"
+    folder: Path, python: str, *, prefill: int = 0, decode: int = 1, flags: str = "[]", env: str = "{}"
 ) -> Iterator[LocalEngines]:
     """`conserve up`, its engines ready; stopped afterwards, and nothing of it left running."""
     config_path = folder / "conserve.toml"
@@ -78,6 +78,7 @@ kv_cache_gib = {KV_CACHE_GIB}
 max_model_len = {MAX_MODEL_LEN}
 start_timeout_s = {START_S}
 flags = {flags}
+env = {env}
 """)
     with (folder / "up.log").open("wb") as log:
         command = [sys.executable, "-m", "conserve_server.cli.main", "up", str(config_path)]
