@@ -204,6 +204,8 @@ def metrics() -> dict[str, tuple[str, list[str]]]:
     found.set_engine("e", "decode", is_up=True)
     found.set_decoder("e", reserved=1, budget=1, overcommitted=1)
     found.set_queues(waiting=1, rebinds=1, by_state={"active": 1})
+    found.set_kv_plugin("e", has_it=True)
+    found.kv_signals("e", "release", "sent", 1)
     families = text_string_to_metric_families(found.page().decode())
     told = {}
     for family in families:
@@ -228,7 +230,7 @@ def test_the_engines_page_names_every_flag_and_variable_of_a_local_engine(role: 
     pools = {"prefill": {"count": 1}, "decode": {"count": 1}}
     config = parse_config({"pools": pools, "launcher": {"max_model_len": 2048}})
     slot, model = Slot(role, 0, 8100, 5600, "0", "0,1"), Model("/model", is_folder=True)
-    command = vllm_command(config, slot, model, python="python", device=device)
+    command = vllm_command(config, slot, model, python="python", device=device, has_plugin=True)
     flags = {word for word in command.argv if word.startswith("--")}
     text = page("engines.md")
     assert {word for word in (*flags, *command.env) if word not in text} == set()

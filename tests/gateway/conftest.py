@@ -107,6 +107,7 @@ async def served(
     decode: list[EmulatedConfig] | None = None,
     is_ready: bool = True,
     scheduler: dict[str, object] | None = None,
+    kv: dict[str, object] | None = None,
     **gateway: object,
 ) -> AsyncIterator[Served]:
     """A gateway over these engines (1 prefill and 2 decode unless given).
@@ -127,7 +128,11 @@ async def served(
             "decode": PoolConfig(engines=tuple(engines[c.name].url for c in decode)),
         }
         limits = GatewayConfig(**{"probe_interval_s": 0.05, **gateway})  # type: ignore[arg-type]
-        document = {"pools": {n: p.model_dump() for n, p in pools.items()}, "scheduler": scheduler or {}}
+        document = {
+            "pools": {n: p.model_dump() for n, p in pools.items()},
+            "scheduler": scheduler or {},
+            "kv": kv or {},
+        }
         config = parse_config(document)
         config = config.model_copy(update={"gateway": limits})
         app = create_app(

@@ -46,3 +46,12 @@ def test_what_the_engine_uses_beyond_its_running_conversations_is_unaccounted() 
     assert ledger.unaccounted_tokens == 50
     ledger.reconcile(200, {"running"})
     assert ledger.unaccounted_tokens == 0
+
+
+def test_the_conversations_that_came_last_are_beyond_the_budget() -> None:
+    ledger = DecoderLedger(1000, 0.9)
+    for name in "abc":
+        ledger.settle(name, 300)
+    assert ledger.beyond_budget == frozenset()
+    ledger.grow("a", 500)
+    assert ledger.beyond_budget == {"c"}

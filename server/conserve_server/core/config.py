@@ -15,6 +15,7 @@ from pydantic import Field, SecretStr, StringConstraints, ValidationError, field
 
 from conserve_server.core.config_part import Part, Seconds
 from conserve_server.core.errors import ConfigError
+from conserve_server.core.kv_config import KvConfig
 from conserve_server.core.policy_config import (
     AMPDConfig,
     AMPDEmulatedConfig,
@@ -221,6 +222,7 @@ class Config(Part):
     """`smollm2-135m` (prepared from its PyPI package), a folder, or a model id that the engines can load."""
     gateway: GatewayConfig = GatewayConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
+    kv: KvConfig = KvConfig()
     pools: PoolsConfig
     launcher: LauncherConfig = LauncherConfig()
     tiers: dict[str, TierConfig] = Field(default_factory=dict)

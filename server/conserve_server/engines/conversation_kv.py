@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-import aiohttp
 import msgspec
 
 from conserve_server.core.errors import EngineFailed
+from conserve_server.engines.connection import silent
+from conserve_server.engines.connections import Connections
 from conserve_server.engines.engine import EngineSpec
 
 T = TypeVar("T")
@@ -51,12 +53,15 @@ class NoPlugin:
 
 
 class ConversationKv:
-    """One engine's plugin. Every call is bounded in time and raises EngineFailed."""
+    """One engine's plugin, over connections of its own. Calls are bounded in time and raise EngineFailed."""
 
-    def __init__(self, spec: EngineSpec, session: aiohttp.ClientSession) -> None:
+    def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
-        self._session = session
-        self._timeout = aiohttp.ClientTimeout(total=CALL_TIMEOUT_S)
+        self._connections = Connections(spec.name, spec.url, silence_timeout_s=CALL_TIMEOUT_S)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._connections.close()
 
     async def capabilities(self) -> Capabilities | NoPlugin:
         """What there is. Raises EngineFailed where that can't be told now."""
@@ -92,19 +97,16 @@ class ConversationKv:
         if status != 200:
             raise _failed(self.spec, f"answers {call} with status {status}: {_reason(status, body)}")
 
-    async def _call(self, method: str, call: str, body: bytes | None = None) -> tuple[int, bytes]:
+    async def _call(self, method: str, call: str, body: bytes = b"") -> tuple[int, bytes]:
+        headers = {"content-type": "application/json"}
         try:
-            async with self._session.request(
-                method,
-                f"{self.spec.url}/v1/conserve/{call}",
-                data=body,
-                headers={"content-type": "application/json"},
-                timeout=self._timeout,
-                allow_redirects=False,
-            ) as response:
-                return response.status, await response.read()
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise _failed(self.spec, f"can't be told of conversations: {error or 'time-out'}") from error
+            async with (
+                asyncio.timeout(CALL_TIMEOUT_S),
+                self._connections.request(method, f"/v1/conserve/{call}", headers, body) as answer,
+            ):
+                return answer.status, b"".join([chunk async for chunk in answer.chunks()])
+        except TimeoutError as error:
+            raise silent(self.spec.name) from error
 
 
 def _reason(status: int, body: bytes) -> str:

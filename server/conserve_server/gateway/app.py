@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -17,6 +17,7 @@ from starlette.routing import Route
 from conserve_server.core.clock import Clock
 from conserve_server.core.config import Config
 from conserve_server.core.errors import InvalidRequest, TurnError
+from conserve_server.engines.conversation_kv import ConversationKv
 from conserve_server.engines.engine import EngineSpec
 from conserve_server.engines.vllm import VllmEngine
 from conserve_server.gateway.cluster import Cluster
@@ -25,6 +26,7 @@ from conserve_server.gateway.conversations import Conversations
 from conserve_server.gateway.coordinator import Coordinator
 from conserve_server.gateway.engine_profiles import engine_profiles
 from conserve_server.gateway.errors import error_document, error_headers
+from conserve_server.gateway.kv_signals import KvSignals
 from conserve_server.gateway.limits import TurnLimits
 from conserve_server.gateway.routes import Routes
 from conserve_server.gateway.tenants import Tenants
@@ -99,10 +101,12 @@ def _build(
         scheduler, clock, max_wait_s=gateway.max_wait_s, leg_timeout_s=gateway.turn_timeout_s
     )
     metrics = GatewayMetrics()
-    conversations = Conversations.from_config(gateway, coordinator)
+    plugins = [ConversationKv(spec) for spec in specs]
+    signals = KvSignals(config.kv, scheduler, clock, metrics, plugins)
+    conversations = Conversations.from_config(gateway, coordinator, signals)
     engines = [VllmEngine(spec, silence_timeout_s=gateway.turn_timeout_s) for spec in specs]
-    for engine in engines:
-        stack.callback(engine.close)
+    for each in (*engines, *plugins):
+        stack.callback(each.close)
     cluster = Cluster(engines, coordinator, metrics)
     turns = Turns(
         coordinator=coordinator,
@@ -145,7 +149,16 @@ def _start_background(
         for engine in parts.cluster.engines
     ]
     expiry = group.create_task(_expire_idle(parts.conversations, clock, interval_s))
-    return [*watches, expiry]
+    return [*watches, expiry, *_start_signals(group, parts, interval_s)]
+
+
+def _start_signals(
+    group: asyncio.TaskGroup, parts: _Parts, interval_s: float
+) -> Iterator[asyncio.Task[None]]:
+    signals = parts.conversations.signals
+    for plugin in signals.plugins:
+        yield group.create_task(signals.tell(plugin))
+        yield group.create_task(signals.watch(plugin, parts.cluster.statuses, interval_s))
 
 
 async def _expire_idle(conversations: Conversations, clock: Clock, interval_s: float) -> None:

@@ -83,6 +83,7 @@ class ConversationRoutes:
         body = await read_body(request.receive, MAX_EVENTS_BYTES, fix="send fewer events at once")
         for event in _read_events(body):
             found[0].note_tool(event)
+            self._conversations.signals.tool(found[0], event)
         return Response(status_code=204)
 
     def _tenants_of(self, request: Request) -> Sequence[str]:

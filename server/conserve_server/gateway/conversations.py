@@ -12,6 +12,7 @@ from conserve_server.core.errors import LimitReached
 from conserve_server.gateway.conversation_log import ConversationLog
 from conserve_server.gateway.coordinator import Coordinator
 from conserve_server.gateway.identity import Identity, tenant_of
+from conserve_server.gateway.kv_signals import KvSignals
 from conserve_server.gateway.recognition import Recognition, Watch
 from conserve_server.gateway.record import ENDED, EXPIRED, ConversationRecord
 
@@ -33,6 +34,7 @@ class Conversations:
         coordinator: Coordinator,
         log: ConversationLog,
         recognition: Recognition,
+        signals: KvSignals,
         *,
         idle_timeout_s: float,
         synthetic_idle_timeout_s: float,
@@ -42,6 +44,7 @@ class Conversations:
         self._coordinator = coordinator
         self.log = log
         self.recognition = recognition
+        self.signals = signals
         self._idle_timeout_s = idle_timeout_s
         self._synthetic_idle_timeout_s = synthetic_idle_timeout_s
         self._limit = limit
@@ -50,7 +53,9 @@ class Conversations:
         """By tenant: synthetic conversations without a turn, and since when."""
 
     @classmethod
-    def from_config(cls, gateway: GatewayConfig, coordinator: Coordinator) -> Conversations:
+    def from_config(
+        cls, gateway: GatewayConfig, coordinator: Coordinator, signals: KvSignals
+    ) -> Conversations:
         own = {
             name: tenant.max_conversations
             for name, tenant in gateway.tenants.items()
@@ -60,6 +65,7 @@ class Conversations:
             coordinator,
             ConversationLog(gateway.ended_kept),
             Recognition(gateway.recognised_kept),
+            signals,
             idle_timeout_s=gateway.idle_timeout_s,
             synthetic_idle_timeout_s=gateway.synthetic_idle_timeout_s,
             limit=gateway.max_conversations,
@@ -74,7 +80,9 @@ class Conversations:
         if self.log.live(tenant, key) is None:
             self._check_limit(tenant)
         self._resting.get(tenant, OrderedDict()).pop(key, None)
-        return self.log.open(identity, now_s)
+        record = self.log.open(identity, now_s)
+        self.signals.turn_begins(record)
+        return record
 
     def make_room(self) -> None:
         """If a turn waits for room, synthetic conversations at rest give theirs up."""
@@ -97,6 +105,7 @@ class Conversations:
     ) -> None:
         """A turn is over, and the scheduler knows. The conversation rests, or is over as well."""
         if record.ended_as is not None:
+            self.signals.turn_ended(record)
             return
         can_go_on = not identity.is_synthetic or (
             watch is not None and self.recognition.settle(identity, watch, is_completed=is_completed)
@@ -117,6 +126,7 @@ class Conversations:
         self.recognition.forget(identity)
         self.log.end(record, ended_as)
         self._coordinator.end_conversation(identity.key)
+        self.signals.conversation_ended(record)
 
     def release(self, record: ConversationRecord) -> None:
         """End it by its client's wish, and its branches with it."""

@@ -42,6 +42,18 @@ class DecoderLedger:
         return max(0, self._total - self.budget_tokens)
 
     @property
+    def beyond_budget(self) -> frozenset[str]:
+        """The conversations that came last, as far as the budget has no room for them."""
+        if self._total <= self.budget_tokens:
+            return frozenset()
+        beyond, total = [], 0
+        for name, tokens in self._reserved.items():
+            total += tokens
+            if total > self.budget_tokens:
+                beyond.append(name)
+        return frozenset(beyond)
+
+    @property
     def conversations(self) -> tuple[str, ...]:
         return tuple(self._reserved)
 

@@ -225,6 +225,19 @@ class Scheduler:
         engine.load_reported(None if capacity is None else round(kv_usage * capacity), running + waiting)
         return self._placing.admit()
 
+    def on_resident(self, name: str, tokens: Mapping[str, int], block_size: int) -> None:
+        """What the engine still holds of conversations, in whole blocks of `block_size` tokens.
+
+        Of one at rest that is what its next turn will find; what was evicted must be computed again.
+        Its reservation stays: the next turn needs the room all the same.
+        """
+        for conversation_id, held in tokens.items():
+            conversation = self._conversations.find(conversation_id)
+            if conversation is None or conversation.has_turns:
+                continue
+            if held + block_size <= conversation.context_tokens.get(name, 0):
+                conversation.context_tokens[name] = held
+
     def on_engine_added(self, profile: EngineProfile) -> list[Action]:
         """One more engine is known; it serves once it is up. Raises ValueError for a name that is taken."""
         self.pools.add(profile)

@@ -52,6 +52,15 @@ class GatewayMetrics:
             ("engine",), registry=registry,
         )  # fmt: skip
 
+        self._kv_signals = Counter(
+            "conserve_kv_signals", "Conversations that an engine's plugin was told of.",
+            ("engine", "signal", "outcome"), registry=registry,
+        )  # fmt: skip
+        self._kv_plugin = Gauge(
+            "conserve_engine_follows_conversations", "1 where the engine has conserve_vllm and it works.",
+            ("engine",), registry=registry,
+        )  # fmt: skip
+
     def turn_ended(self, report: TurnReport) -> None:
         """Count one turn; what was not observed is left out."""
         path = report.path or "none"
@@ -69,6 +78,13 @@ class GatewayMetrics:
 
     def kv_transferred(self) -> None:
         self._transfers.inc()
+
+    def kv_signals(self, engine: str, signal: str, outcome: str, count: int) -> None:
+        """So many conversations were told of, or a call failed."""
+        self._kv_signals.labels(engine, signal, outcome).inc(count)
+
+    def set_kv_plugin(self, engine: str, *, has_it: bool) -> None:
+        self._kv_plugin.labels(engine).set(has_it)
 
     def set_engine(self, engine: str, role: str, *, is_up: bool) -> None:
         self._up.labels(engine, role).set(is_up)
