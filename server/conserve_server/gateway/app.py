@@ -105,8 +105,8 @@ def _build(
     signals = KvSignals(config.kv, scheduler, clock, metrics, plugins)
     conversations = Conversations.from_config(gateway, coordinator, signals)
     engines = [VllmEngine(spec, silence_timeout_s=gateway.turn_timeout_s) for spec in specs]
-    for each in (*engines, *plugins):
-        stack.callback(each.close)
+    for close in (*(engine.close for engine in engines), *(plugin.close for plugin in plugins)):
+        stack.callback(close)
     cluster = Cluster(engines, coordinator, metrics)
     turns = Turns(
         coordinator=coordinator,
