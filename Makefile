@@ -9,7 +9,7 @@ UV_VERSION := 0.13.8
 SOURCES := conserve_sdk server/conserve_server server/conserve_vllm integrations/conserve_integrations
 TYPED := $(SOURCES) tests examples bench
 
-.PHONY: demo check test lint format types unit env vllm-env bench-sdk bench-identity grids clean
+.PHONY: demo check test lint format types unit env vllm-env bench-sdk bench-identity bench-kv grids clean
 
 demo: env $(if $(filter vllm,$(ENGINE)),vllm-env)
 	$(BIN)/conserve demo --engine $(ENGINE) $(DEMO_FLAGS)
@@ -43,6 +43,9 @@ bench-identity: env
 grids: env
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --constraint constraints/dev.txt --editable '.[simulation]'
 	$(BIN)/python tools/compile_grids.py
+
+bench-kv: env vllm-env
+	$(BIN)/python bench/kv.py $(BENCH_FLAGS)
 
 env: $(VENV)/.ready
 

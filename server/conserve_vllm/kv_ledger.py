@@ -160,8 +160,9 @@ class Ledger:
         """Its free blocks are the last to be taken, as if just used; how many blocks it has."""
         found = self._current(conversation)
         free = [block for block in found if block.ref_cnt == 0]
-        self._pool.touch(free)
-        self._pool.free_blocks(free)
+        for block in free:
+            self._pool.free_block_queue.remove(block)
+        self._pool.free_block_queue.append_n(free)
         return len(found)
 
     def keep(self, conversation: str, timeout_s: float) -> int:
@@ -210,12 +211,10 @@ class Ledger:
         return found
 
     def _release_now(self, name: str) -> bool:
-        """Free what is its alone; False if a request that is under way still holds some of that."""
+        """Let go what is its alone; False if a request that is under way still holds some of that."""
         own = [b for b in self._current(name) if self._owners[b.block_id] == {name}]
         free = [block for block in own if block.ref_cnt == 0]
-        self._pool.evict_blocks({block.block_id for block in free})
-        self._pool.touch(free)
-        self._pool.free_blocks(free)
+        self._pool.free_block_queue.next_to_go(free)
         self.counts.released += len(free)
         held = [block for block in own if block.ref_cnt > 0]
         kept_back = {block.block_id for block in held}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 
@@ -17,22 +17,29 @@ class Block(Protocol):
     def block_hash(self) -> bytes | None: ...
 
 
+class FreeQueue(Protocol):
+    """vLLM's queue of free blocks, with what `kv_queue` adds to it."""
+
+    def remove(self, block: Block, /) -> None:
+        """Take a free block out."""
+
+    def append_n(self, blocks: list[Block], /) -> None:
+        """Let them be the last to be taken, but for those that are kept."""
+
+    def next_to_go(self, blocks: list[Block], /) -> None:
+        """Let these free blocks be taken before all others that hold something."""
+
+
 class Pool(Protocol):
-    """vLLM's `BlockPool`."""
+    """vLLM's `BlockPool`. Its free blocks are exactly those that nothing refers to."""
 
     @property
     def blocks(self) -> Sequence[Block]:
         """Every block, by its id."""
         ...
 
-    def touch(self, blocks: Sequence[Block], /) -> None:
-        """Refer to blocks: those that were free leave the free queue."""
-
-    def free_blocks(self, ordered_blocks: Iterable[Block], /) -> None:
-        """Refer to them no more: those without a hash go to the queue's head, others to its end."""
-
-    def evict_blocks(self, block_ids: set[int], /) -> None:
-        """Take their hashes: no request finds them as a prefix any more."""
+    @property
+    def free_block_queue(self) -> FreeQueue: ...
 
 
 class Watcher(Protocol):

@@ -17,6 +17,9 @@ class KVCacheBlock:
     prev_free_block: Any = None
     next_free_block: Any = None
 
+    def set_block_hash(self, block_hash: bytes) -> None:
+        self.block_hash = block_hash
+
 
 class FreeKVCacheBlockQueue:
     """A doubly linked list between two ends that are no blocks."""
@@ -75,7 +78,7 @@ class BlockPool:
 
     def __init__(self, count: int) -> None:
         self.blocks = [KVCacheBlock(i) for i in range(count)]
-        self.free_block_queue = FreeKVCacheBlockQueue(list(self.blocks))
+        self.free_block_queue: Any = FreeKVCacheBlockQueue(list(self.blocks))
 
     def touch(self, blocks: Sequence[Any]) -> None:
         for block in blocks:
@@ -99,7 +102,7 @@ class BlockPool:
         """The blocks of a context with these contents: cached ones, and new ones for the rest."""
         cached = self.cached(hashes)
         self.touch(cached)
-        new = self.free_block_queue.popleft_n(len(hashes) - len(cached))
+        new: list[KVCacheBlock] = self.free_block_queue.popleft_n(len(hashes) - len(cached))
         for block, content in zip(new, hashes[len(cached) :], strict=True):
             block.ref_cnt, block.block_hash = 1, content.encode()
         return [*cached, *new]

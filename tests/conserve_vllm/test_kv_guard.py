@@ -33,7 +33,7 @@ def test_the_switch_is_a_reason(monkeypatch: pytest.MonkeyPatch, value: str) -> 
 def test_a_method_that_is_gone_is_named() -> None:
     modules = fake_vllm()
     modules["vllm.v1.core.block_pool"].BlockPool = object
-    assert "BlockPool.touch is not there" in (why_not(load_from(modules)) or "")
+    assert "BlockPool.free_blocks is not there" in (why_not(load_from(modules)) or "")
 
 
 def test_other_parameters_are_named() -> None:

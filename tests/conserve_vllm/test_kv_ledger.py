@@ -42,6 +42,12 @@ class Engine:
         """How many blocks of the context a turn would find."""
         return len(self.pool.cached(_hashes(context)))
 
+    def goes_next(self, context: str) -> bool:
+        """Whether the context's blocks are the first of those that hold something."""
+        of = {block.block_id: block.block_hash for block in self.pool.blocks}
+        used = [i for i in self.pool.free_ids if of[i] is not None]
+        return set(used[: len(context)]) == {block.block_id for block in self.pool.cached(_hashes(context))}
+
 
 def _hashes(context: str) -> list[str]:
     return [context[: i + 1] for i in range(len(context))]
@@ -72,13 +78,16 @@ def test_a_shared_prefix_stays_for_its_other_owner(engine: Engine) -> None:
     engine.turn("a", "SSAA")
     engine.turn("b", "SSBB")
     engine.ledger.release("a", running=())
+    engine.turn("c", "CCCCCCCC")
     assert (engine.cached("SSAA"), engine.cached("SSBB")) == (2, 4)
 
 
 def test_a_prefix_that_nameless_requests_use_stays(engine: Engine) -> None:
     engine.turn(None, "SS")
     engine.turn("a", "SSAA")
+    engine.turn("b", "BBBBBB")
     engine.ledger.release("a", running=())
+    engine.turn("c", "CCCC")
     assert engine.cached("SS") == 2
 
 
@@ -89,15 +98,16 @@ def test_blocks_that_a_running_turn_of_another_holds_are_not_freed(engine: Engin
     assert engine.cached("SS") == 2
     end()
     engine.ledger.step()
+    engine.turn("c", "CCCCCCCC")
     assert (engine.cached("SSBB"), engine.cached("SSAA")) == (4, 2)
 
 
 def test_a_release_waits_for_the_running_turn(engine: Engine) -> None:
     end = engine.begin("a", "AAAA", "r1")
     assert not engine.ledger.release("a", running=("r1",))
-    assert engine.cached("AAAA") == 4
+    engine.turn("b", "BBBB")
     end()
-    assert engine.cached("AAAA") == 0
+    assert engine.goes_next("AAAA")
 
 
 def test_a_conversation_that_goes_on_after_its_release_is_not_released_by_it(engine: Engine) -> None:
@@ -106,7 +116,7 @@ def test_a_conversation_that_goes_on_after_its_release_is_not_released_by_it(eng
     engine.begin("a", "AAAA", "r2")()
     first()
     engine.ledger.step()
-    assert engine.cached("AAAA") == 4
+    assert engine.ledger.resident(None).tokens == {"a": 16}
 
 
 def test_blocks_freed_later_than_their_request_are_released_when_they_are(engine: Engine) -> None:
@@ -114,10 +124,30 @@ def test_blocks_freed_later_than_their_request_are_released_when_they_are(engine
     engine.ledger.record("a", "r1", blocks)
     assert not engine.ledger.release("a", running=())
     engine.ledger.step()
-    assert engine.cached("AAAA") == 4
+    engine.turn("b", "BBBB")
     engine.pool.free_blocks(reversed(blocks))
     engine.ledger.step()
-    assert (engine.cached("AAAA"), engine.ledger.resident(None).tokens) == (0, {})
+    assert engine.goes_next("AAAA")
+    assert list(engine.ledger.resident(None).tokens) == ["b"]
+
+
+def test_what_was_released_is_found_until_it_is_taken(engine: Engine) -> None:
+    engine.turn("a", "SSAA")
+    engine.ledger.release("a", running=())
+    engine.turn("b", "SSBB")
+    assert engine.cached("SSBB") == 4
+    assert engine.ledger.resident(None).tokens == {"b": 16}
+
+
+def test_what_was_released_first_is_taken_first_a_context_s_end_before_its_beginning(
+    engine: Engine,
+) -> None:
+    for name in "abc":
+        engine.turn(name, name.upper() * 4)
+    engine.ledger.release("b", running=())
+    engine.ledger.release("a", running=())
+    engine.turn("d", "DDDDDD")
+    assert (engine.cached("BBBB"), engine.cached("AAAA"), engine.cached("CCCC")) == (0, 2, 4)
 
 
 def test_a_refresh_makes_it_the_last_to_be_taken(engine: Engine) -> None:
