@@ -33,6 +33,17 @@ RECEIPT_CACHED_TOKENS: Final = "x-conserve-cached-tokens"
 RECEIPT_EMULATED: Final = "x-conserve-emulated"
 """`true` where an emulated engine answered; absent on real engines."""
 
+EXPOSED_HEADERS: Final = (
+    CONVERSATION_ID,
+    RECEIPT_TURN,
+    RECEIPT_PATH,
+    RECEIPT_PREFILLER,
+    RECEIPT_DECODER,
+    RECEIPT_CACHED_TOKENS,
+    RECEIPT_EMULATED,
+)
+"""The whole receipt, as a browser must be told that its pages may read it."""
+
 MAX_ID_LENGTH: Final = 256
 """Longest identifier, in characters; a longer one is shortened to its beginning and a digest."""
 

@@ -78,6 +78,8 @@ kv_cache_gib = {KV_CACHE_GIB}
 max_model_len = {MAX_MODEL_LEN}
 start_timeout_s = {START_S}
 flags = {flags}
+[launcher.env]
+VLLM_ENABLE_RESPONSES_API_STORE = "1"
 """)
     with (folder / "up.log").open("wb") as log:
         command = [sys.executable, "-m", "conserve_server.cli.main", "up", str(config_path)]

@@ -14,6 +14,7 @@ from conserve_server.gateway.coordinator import Coordinator
 from conserve_server.gateway.identity import Identity, tenant_of
 from conserve_server.gateway.recognition import Recognition, Watch
 from conserve_server.gateway.record import ENDED, EXPIRED, ConversationRecord
+from conserve_server.gateway.stored_responses import StoredResponses
 
 _RETRY_AFTER_S = 10.0
 """Conversations end less often than turns do."""
@@ -33,6 +34,7 @@ class Conversations:
         coordinator: Coordinator,
         log: ConversationLog,
         recognition: Recognition,
+        stored_responses: StoredResponses,
         *,
         idle_timeout_s: float,
         synthetic_idle_timeout_s: float,
@@ -42,6 +44,7 @@ class Conversations:
         self._coordinator = coordinator
         self.log = log
         self.recognition = recognition
+        self.stored_responses = stored_responses
         self._idle_timeout_s = idle_timeout_s
         self._synthetic_idle_timeout_s = synthetic_idle_timeout_s
         self._limit = limit
@@ -60,6 +63,7 @@ class Conversations:
             coordinator,
             ConversationLog(gateway.ended_kept),
             Recognition(gateway.recognised_kept),
+            StoredResponses(gateway.responses_kept),
             idle_timeout_s=gateway.idle_timeout_s,
             synthetic_idle_timeout_s=gateway.synthetic_idle_timeout_s,
             limit=gateway.max_conversations,
