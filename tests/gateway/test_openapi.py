@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from conserve_sdk.protocol import LIVE_PATH
 from conserve_server.gateway.openapi import openapi_document
 
 from .conftest import MODEL, Serve, Served
@@ -41,6 +42,7 @@ async def test_a_fuzzer_finds_no_failure_of_ours_and_no_hang(serve: Serve, tmp_p
     for schema in document["components"]["schemas"].values():
         if "model" in schema.get("required", ()):
             schema["properties"]["model"] = {"const": MODEL}  # else nearly all is a 404
+    del document["paths"][LIVE_PATH]  # a stream that goes on is no hang
     for methods in document["paths"].values():
         for operation in methods.values():
             for parameter in operation["parameters"]:

@@ -31,7 +31,10 @@ from conserve_server.gateway.coordinator import Coordinator
 from conserve_server.gateway.engine_profiles import engine_profiles
 from conserve_server.gateway.errors import api_of, error_document, error_headers
 from conserve_server.gateway.limits import BodyLimits, TurnLimits
+from conserve_server.gateway.live_routes import LiveRoutes
+from conserve_server.gateway.live_view import LiveView
 from conserve_server.gateway.openapi import OPENAPI_PATH, openapi_route
+from conserve_server.gateway.page_routes import page_routes
 from conserve_server.gateway.pass_through import PassThrough
 from conserve_server.gateway.request_id import REQUEST_ID, AnswersRequestId, request_id_of
 from conserve_server.gateway.routes import Routes
@@ -147,8 +150,10 @@ def _build(
         conversations, coordinator.scheduler, tenants, body_timeout_s=gateway.body_timeout_s
     )
     endpoint, passing = _endpoints(config, turns, cluster, conversations, tenants)
-    tables = [*routes.table(), *of_conversations.table(), *passing.table(), openapi_route()]
-    return _Parts(endpoint, tables, cluster, conversations)
+    live = LiveRoutes(LiveView(conversations.log, scheduler, cluster, clock), tenants)
+    tables = [routes.table(), of_conversations.table(), passing.table(), live.table(), page_routes()]
+    every = [openapi_route(), *(route for table in tables for route in table)]
+    return _Parts(endpoint, every, cluster, conversations)
 
 
 def _endpoints(

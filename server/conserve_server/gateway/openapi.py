@@ -21,11 +21,14 @@ from conserve_sdk.protocol import (
     CONVERSATION_ID,
     CONVERSATIONS_PATH,
     FINAL,
+    LIVE_PATH,
     PARENT_ID,
     ConversationReport,
     EventsDocument,
+    Update,
 )
 from conserve_server.engines.wire import CHAT_PATH, COMPLETIONS_PATH, MESSAGES_PATH, RESPONSES_PATH
+from conserve_server.gateway.page_routes import PAGE_PATH
 from conserve_server.gateway.pass_through import CANCEL_PATH, COUNT_TOKENS_PATH, RESPONSE_PATH
 from conserve_server.gateway.request_id import REQUEST_ID
 
@@ -110,6 +113,22 @@ _OPERATIONS: Final = (
         query=_WHOSE,
         errors=(400, 401, 404, 408, 409, 413),
     ),
+    _Operation(
+        "get",
+        LIVE_PATH,
+        "What happens now, as server-sent events; each is an Update",
+        answer="Update",
+        content_type="text/event-stream",
+        query={
+            "conversation": _TEXT,
+            "limit": {"type": "integer", "minimum": 1, "maximum": 500},
+            "tenant": _TEXT,
+        },
+        errors=(400, 401, 429),
+    ),
+    _Operation("get", PAGE_PATH, "A page that shows it", content_type="text/html", errors=()),
+    _Operation("get", PAGE_PATH + "/page.css", "Its style", content_type="text/css", errors=()),
+    _Operation("get", PAGE_PATH + "/page.js", "Its program", content_type="text/javascript", errors=()),
     _Operation("get", "/health", "200 while a decode engine is up, else 503", errors=(503,)),
     _Operation("get", "/metrics", "Prometheus", content_type="text/plain", errors=(401,)),
     _Operation("get", OPENAPI_PATH, "This document", errors=()),
@@ -172,7 +191,7 @@ def _answered(operation: _Operation) -> Schema:
         return {"204": {"description": "Done"}}
     content = _content(operation.content_type, operation.answer)
     if operation.content_type != "application/json":
-        content = {operation.content_type: {"schema": _TEXT}}
+        content = {operation.content_type: {} if "event" in operation.content_type else {"schema": _TEXT}}
     if operation.headers:
         content["text/event-stream"] = {}  # the engine's own events
     return {"200": {"description": operation.summary, "content": content}}
@@ -207,7 +226,7 @@ def _content(content_type: str, schema: str) -> Schema:
 
 def _schemas() -> dict[str, Schema]:
     own = msgspec.json.schema_components(
-        [ConversationReport, EventsDocument], ref_template="#/components/schemas/{name}"
+        [ConversationReport, EventsDocument, Update], ref_template="#/components/schemas/{name}"
     )[1]
     return {**own, **_request_schemas(), "Object": {"type": "object"}, **_error_schemas()}
 

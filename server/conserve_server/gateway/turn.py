@@ -90,7 +90,9 @@ class Turns:
         index = record.begin_turn(now_s)
         turn = self._coordinator.arrive(identity.key, len(request.body))
         self._conversations.make_room()
-        return LiveTurn(turn, request, identity, record, index, now_s, record.gap_s, watch)
+        live = LiveTurn(turn, request, identity, record, index, now_s, record.gap_s, watch)
+        record.running[index] = live
+        return live
 
     def _end(self, live: LiveTurn, trace: TurnTrace, outcome: Outcome, error: TurnError | None) -> None:
         now_s = self._clock.now_s()
