@@ -178,6 +178,10 @@ def test_the_gateway_page_names_every_header() -> None:
         ("| field of a turn", protocol.TurnReport),
         ("| field of a tool call", protocol.ToolReport),
         ("| field of an event", protocol.ToolEvent),
+        ("| field of an update", protocol.Update),
+        ("| field of a changed conversation", protocol.ConversationUpdate),
+        ("| field of a running turn", protocol.RunningTurn),
+        ("| field of an engine", protocol.EngineReport),
     ],
 )
 def test_the_gateway_page_lists_exactly_the_fields_of_a_document(title: str, document: type) -> None:

@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from starlette.applications import Starlette
+from starlette.routing import Route
 from uvicorn.lifespan.on import LifespanOn
 
 from conserve_server.core.clock import SystemClock
@@ -40,11 +41,21 @@ class Served:
     client: httpx2.AsyncClient
     engines: dict[str, EmulatedEngineServer]
     exporter: InMemorySpanExporter
-    stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+    stack: AsyncExitStack
+    app: Starlette = field(repr=False)
 
     @property
     def spans(self) -> list[ReadableSpan]:
         return list(self.exporter.get_finished_spans())
+
+    @property
+    def routes(self) -> set[tuple[str, str]]:
+        """Method and path of every route, without those that come by themselves."""
+        routes = [route for route in self.app.routes if isinstance(route, Route)]
+        named = {
+            (method, route.path.replace(":path}", "}")) for route in routes for method in route.methods or ()
+        }
+        return {(method, path) for method, path in named if method not in ("HEAD", "OPTIONS")}
 
     async def ask(self, conversation: str | None, text: str, **fields: object) -> httpx2.Response:
         """One chat turn with one user message."""
@@ -144,7 +155,7 @@ async def served(
         )
         url = await stack.enter_async_context(serve_app(app))
         client = await stack.enter_async_context(httpx2.AsyncClient(base_url=url, timeout=WAIT_S))
-        found = Served(url, client, engines, exporter, stack)
+        found = Served(url, client, engines, exporter, stack, app)
         if is_ready:
             await found.eventually(lambda: _all_up(found))
         yield found

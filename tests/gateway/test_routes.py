@@ -134,9 +134,9 @@ async def test_an_unknown_model_is_a_404_that_lists_the_served_ones(gateway: Ser
     assert MODEL in error["message"]
 
 
-async def test_an_unknown_route_is_a_404_that_lists_the_routes(gateway: Served) -> None:
+async def test_an_unknown_route_is_a_404_that_says_where_the_routes_are(gateway: Served) -> None:
     error = await error_of(await gateway.client.get("/v2/nothing"), 404)
-    assert "/v1/chat/completions" in error["message"]
+    assert "/openapi.json" in error["message"]
 
 
 async def test_a_wrong_method_is_a_405(gateway: Served) -> None:

@@ -22,6 +22,7 @@ MODEL = "tiny-random"
 KV_CACHE_GIB = 0.015625
 """16 MiB: 8,192 tokens of the tiny model, four conversations of its full length."""
 MAX_MODEL_LEN = 2048
+STORES_RESPONSES = '{ VLLM_ENABLE_RESPONSES_API_STORE = "1" }'
 START_S = 600.0
 STOP_S = 60.0
 
@@ -61,7 +62,13 @@ class RealCluster:
 
 @contextmanager
 def local_engines(
-    folder: Path, python: str, *, prefill: int = 0, decode: int = 1, flags: str = "[]", env: str = "{}"
+    folder: Path,
+    python: str,
+    *,
+    prefill: int = 0,
+    decode: int = 1,
+    flags: str = "[]",
+    env: str = STORES_RESPONSES,
 ) -> Iterator[LocalEngines]:
     """`conserve up`, its engines ready; stopped afterwards, and nothing of it left running."""
     config_path = folder / "conserve.toml"

@@ -145,15 +145,17 @@ def _stop_signals() -> Iterator[set[int]]:
 def _server(config: Config, engines: Sequence[EngineSpec], traces: Tracing) -> uvicorn.Server:
     import uvicorn
 
+    app = _app(config, engines, traces)
     server = uvicorn.Server(
         uvicorn.Config(
-            _app(config, engines, traces),
+            app,
             log_level="warning",
             access_log=False,
             lifespan="on",
             timeout_graceful_shutdown=round(config.gateway.drain_timeout_s),
         )
     )
+    app.state.is_stopping = lambda: server.should_exit
     logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
     return server
 

@@ -59,6 +59,9 @@ class GatewayConfig(Part):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     max_body_bytes: int = Field(default=32 * 1024 * 1024, gt=0)
+    body_timeout_s: Seconds = 60.0
+    """How long a request's body may take to arrive, then 408. The largest body in a minute is a slow line
+    still (4 Mbit/s); a client that never ends its body would hold a turn's place for ever."""
     max_wait_s: Seconds = 60.0
     """Longest wait of a first turn for room on a decoder, then 503."""
     turn_timeout_s: Seconds = 600.0
@@ -71,6 +74,11 @@ class GatewayConfig(Part):
     recognised_kept: int = Field(default=50_000, ge=0)
     """How many conversations of one tenant and model can be recognised by their message history;
     0 recognises none. Each takes about half a kilobyte."""
+    responses_kept: int = Field(default=50_000, ge=0)
+    """How many answers of the Responses API are known by their ids, for each tenant: whose conversation
+    `previous_response_id` goes on, which engine has one stored. Each takes about a third of a kilobyte."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose web pages may call the gateway, such as `https://app.example.org`, or `*`."""
     ended_kept: int = Field(default=10_000, ge=0)
     """How many ended conversations of a tenant can still be read by `GET /v1/conversations/{id}`."""
     max_conversations: int = Field(default=100_000, gt=0)
@@ -87,6 +95,21 @@ class GatewayConfig(Part):
     """Time between two looks at an engine's health and metrics."""
     drain_timeout_s: Seconds = 30.0
     """How long running turns may go on after the gateway was told to stop."""
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _from_list(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            parts = urlsplit(origin)
+            is_origin = parts.scheme in ("http", "https") and parts.hostname and not parts.path
+            if origin != "*" and not is_origin:
+                raise ValueError(f"{origin!r} is no origin such as https://app.example.org, nor *")
+        return origins
 
 
 class SchedulerConfig(Part):

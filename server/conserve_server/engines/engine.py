@@ -92,7 +92,9 @@ class Engine(Protocol):
         """
         ...
 
-    def send(self, path: str, body: bytes, headers: Mapping[str, str]) -> AbstractAsyncContextManager[Answer]:
+    def send(
+        self, path: str, body: bytes, headers: Mapping[str, str], *, method: str = "POST"
+    ) -> AbstractAsyncContextManager[Answer]:
         """Send `body` as it is. Leaving the context early cancels the request in the engine."""
         ...
 

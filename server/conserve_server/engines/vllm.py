@@ -15,7 +15,7 @@ from conserve_server.engines.connection import silent
 from conserve_server.engines.connections import Connections
 from conserve_server.engines.engine import Answer, EngineSpec, EngineStatus, PrefillAnswer
 from conserve_server.engines.vllm_metrics import read_metrics
-from conserve_server.engines.wire import PrefillUsage
+from conserve_server.engines.wire import read_prefill_answer
 
 LOOK_TIMEOUT_S = 5.0
 
@@ -54,10 +54,12 @@ class VllmEngine:
             content = b"".join([chunk async for chunk in answer.chunks()])
             if answer.status >= 400:
                 self._refused(answer.status, content)
-        return self._prefilled(content)
+        return self._prefilled(path, content)
 
-    def send(self, path: str, body: bytes, headers: Mapping[str, str]) -> AbstractAsyncContextManager[Answer]:
-        return self._connections.request("POST", path, {"content-type": "application/json", **headers}, body)
+    def send(
+        self, path: str, body: bytes, headers: Mapping[str, str], *, method: str = "POST"
+    ) -> AbstractAsyncContextManager[Answer]:
+        return self._connections.request(method, path, {"content-type": "application/json", **headers}, body)
 
     def close(self) -> None:
         """Close the connections; what still runs on them fails."""
@@ -95,24 +97,22 @@ class VllmEngine:
                 raise self._failed(f"answers {path} with status {answer.status}", "engine_unhealthy")
             return b"".join([chunk async for chunk in answer.chunks()]), answer.headers
 
-    def _prefilled(self, content: bytes) -> PrefillAnswer:
+    def _prefilled(self, path: str, content: bytes) -> PrefillAnswer:
         try:
-            answer = msgspec.json.decode(content, type=PrefillUsage)
+            params, usage = read_prefill_answer(path, content)
         except msgspec.MsgspecError as error:
             raise self._failed(
                 f"answered the prefill leg with something else: {error}", "engine_protocol"
             ) from error
-        if bytes(answer.kv_transfer_params) == b"null":
+        if params is None:
             raise self._failed(
                 "answered the prefill leg without kv_transfer_params: start it with a KV connector "
                 "(--kv-transfer-config with NixlConnector and kv_role kv_producer)",
                 "engine_without_kv_transfer",
             )
-        if answer.usage is None:
+        if usage is None:
             raise self._failed("answered the prefill leg without usage", "engine_protocol")
-        return PrefillAnswer(
-            bytes(answer.kv_transfer_params), answer.usage.prompt_tokens, answer.usage.cached_tokens
-        )
+        return PrefillAnswer(params, usage.prompt_tokens, usage.cached_tokens)
 
     def _refused(self, status: int, content: bytes) -> NoReturn:
         message = error_message(content) or f"status {status}"

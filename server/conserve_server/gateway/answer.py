@@ -46,13 +46,30 @@ class _Response(msgspec.Struct):
     id: str | None = None
 
 
+class _Block(msgspec.Struct):
+    """The beginning of one of Anthropic's content blocks."""
+
+    type: str = ""
+    id: str | None = None
+    name: str = ""
+
+
+class _BlockDelta(msgspec.Struct):
+    text: str | None = None
+    partial_json: str | None = None
+
+
 class _Event(msgspec.Struct):
     choices: list[_ChoiceDelta] = []
     response: _Response | None = None
+    index: int = 0
+    content_block: _Block | None = None
+    delta: _BlockDelta | str | None = None
 
 
 class _Document(msgspec.Struct):
     object: str = ""
+    type: str = ""
     id: str | None = None
     choices: list[_Choice] = []
 
@@ -62,6 +79,7 @@ class _Call:
     id: str | None = None
     name: str = ""
     arguments: list[str] = field(default_factory=list)
+    no_arguments: str = ""
 
 
 class AnswerGatherer:
@@ -81,7 +99,7 @@ class AnswerGatherer:
         if not (self._text or self._calls) or self._chars > MAX_ANSWER_CHARS:
             return None
         calls = [
-            ToolCall(call.id, call.name, canonical_arguments("".join(call.arguments)))
+            ToolCall(call.id, call.name, canonical_arguments("".join(call.arguments) or call.no_arguments))
             for _, call in sorted(self._calls.items())
         ]
         return canonical_answer("".join(self._text), calls)
@@ -94,6 +112,8 @@ class AnswerGatherer:
             return
         if found.object == "response":
             self.response_id = found.id
+        if found.type == "message" and len(body) <= MAX_ANSWER_CHARS:
+            self._message = canonical_message(body)
         if found.choices and found.choices[0].message and len(body) <= MAX_ANSWER_CHARS:
             self._message = canonical_message(found.choices[0].message)
 
@@ -110,9 +130,22 @@ class AnswerGatherer:
             return  # the end mark, or not ours to judge
         if found.response is not None and found.response.id:
             self.response_id = found.response.id
+        if found.content_block is not None and found.content_block.type == "tool_use":
+            block = found.content_block
+            self._calls[found.index] = _Call(block.id, block.name, no_arguments="{}")
+        if isinstance(found.delta, _BlockDelta):
+            self._add_to_block(found.index, found.delta)
         for choice in found.choices:
             if choice.index == 0 and choice.delta is not None:
                 self._add(choice.delta)
+
+    def _add_to_block(self, index: int, delta: _BlockDelta) -> None:
+        if delta.text:
+            self._text.append(delta.text)
+            self._chars += len(delta.text)
+        if delta.partial_json and index in self._calls:
+            self._calls[index].arguments.append(delta.partial_json)
+            self._chars += len(delta.partial_json)
 
     def _add(self, delta: _Delta) -> None:
         if delta.content:

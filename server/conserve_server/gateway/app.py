@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -10,24 +11,34 @@ from dataclasses import dataclass
 from opentelemetry.trace import Tracer
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from conserve_sdk.protocol import EXPOSED_HEADERS
 from conserve_server.core.clock import Clock
 from conserve_server.core.config import Config
 from conserve_server.core.errors import InvalidRequest, TurnError
 from conserve_server.engines.conversation_kv import ConversationKv
 from conserve_server.engines.engine import EngineSpec
 from conserve_server.engines.vllm import VllmEngine
+from conserve_server.engines.wire import API_OF
 from conserve_server.gateway.cluster import Cluster
 from conserve_server.gateway.conversation_routes import ConversationRoutes
 from conserve_server.gateway.conversations import Conversations
 from conserve_server.gateway.coordinator import Coordinator
 from conserve_server.gateway.engine_profiles import engine_profiles
-from conserve_server.gateway.errors import error_document, error_headers
+from conserve_server.gateway.errors import api_of, error_document, error_headers
 from conserve_server.gateway.kv_signals import KvSignals
-from conserve_server.gateway.limits import TurnLimits
+from conserve_server.gateway.limits import BodyLimits, TurnLimits
+from conserve_server.gateway.live_routes import LiveRoutes
+from conserve_server.gateway.live_view import LiveView
+from conserve_server.gateway.openapi import OPENAPI_PATH, openapi_route
+from conserve_server.gateway.page_routes import page_routes
+from conserve_server.gateway.pass_through import PassThrough
+from conserve_server.gateway.request_id import REQUEST_ID, AnswersRequestId, request_id_of
 from conserve_server.gateway.routes import Routes
 from conserve_server.gateway.tenants import Tenants
 from conserve_server.gateway.turn import Turns
@@ -36,7 +47,7 @@ from conserve_server.scheduling.policy import Policy
 from conserve_server.scheduling.scheduler import Scheduler
 from conserve_server.telemetry.metrics import GatewayMetrics
 
-COMPLETIONS = ("/v1/chat/completions", "/v1/completions")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +84,28 @@ def create_app(
 
     return Starlette(
         lifespan=lifespan,
+        middleware=_middleware(config),
         exception_handlers={
             TurnError: _answer_error,
             HTTPException: _answer_http_error,
             Exception: _answer_bug,
         },
     )
+
+
+def _middleware(config: Config) -> list[Middleware]:
+    """CORS only where it is configured: a turn passes through nothing that it does not need."""
+    found = [Middleware(AnswersRequestId, turn_paths=frozenset(API_OF))]
+    if config.gateway.cors_origins:
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=config.gateway.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=[REQUEST_ID, "retry-after", *EXPOSED_HEADERS],
+        )
+        found.insert(0, cors)
+    return found
 
 
 def _build(
@@ -123,20 +150,43 @@ def _build(
         tenants=tenants,
         metrics_need_admin_key=gateway.metrics_need_admin_key,
     )
-    of_conversations = ConversationRoutes(conversations, coordinator.scheduler, tenants)
+    of_conversations = ConversationRoutes(
+        conversations, coordinator.scheduler, tenants, body_timeout_s=gateway.body_timeout_s
+    )
+    endpoint, passing = _endpoints(config, turns, cluster, conversations, tenants)
+    live = LiveRoutes(LiveView(conversations.log, scheduler, cluster, clock), tenants)
+    tables = [routes.table(), of_conversations.table(), passing.table(), live.table(), page_routes()]
+    every = [openapi_route(), *(route for table in tables for route in table)]
+    return _Parts(endpoint, every, cluster, conversations)
+
+
+def _endpoints(
+    config: Config, turns: Turns, cluster: Cluster, conversations: Conversations, tenants: Tenants
+) -> tuple[TurnEndpoint, PassThrough]:
+    """What takes requests that engines answer; both count against one limit of a tenant."""
+    limits = TurnLimits.from_config(config.gateway)
+    body_limits = BodyLimits(config.gateway.max_body_bytes, config.gateway.body_timeout_s)
     endpoint = TurnEndpoint(
         turns=turns,
         cluster=cluster,
         tenants=tenants,
-        limits=TurnLimits.from_config(gateway),
+        limits=limits,
         recognition=conversations.recognition,
-        max_body_bytes=gateway.max_body_bytes,
+        stored_responses=conversations.stored_responses,
+        body_limits=body_limits,
     )
-    return _Parts(endpoint, [*routes.table(), *of_conversations.table()], cluster, conversations)
+    passing = PassThrough(
+        cluster=cluster,
+        tenants=tenants,
+        limits=limits,
+        body_limits=body_limits,
+        stored_responses=conversations.stored_responses,
+    )
+    return endpoint, passing
 
 
 def _routes(parts: _Parts) -> list[Route]:
-    turns = [Route(path, parts.endpoint, methods=["POST"]) for path in COMPLETIONS]
+    turns = [Route(path, parts.endpoint, methods=["POST"]) for path in API_OF]
     return [*turns, *parts.routes]
 
 
@@ -168,23 +218,26 @@ async def _expire_idle(conversations: Conversations, clock: Clock, interval_s: f
         conversations.expire(clock.now_s())
 
 
-async def _answer_error(_request: Request, error: Exception) -> Response:
+async def _answer_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, TurnError):
         raise error
-    return JSONResponse(error_document(error), error.status, error_headers(error))
+    document = error_document(error, api_of(request.url.path))
+    return JSONResponse(document, error.status, error_headers(error))
 
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
-    known = ", ".join(
-        (*COMPLETIONS, "/v1/models", "/v1/conversations", "/v1/conversations/{id}", "/health", "/metrics")
+    message = (
+        f"{request.method} {request.url.path}: {error.detail}; {OPENAPI_PATH} lists what this gateway serves"
     )
-    message = f"{request.method} {request.url.path}: {error.detail}; this gateway serves {known}"
     wrong = InvalidRequest(message, code="no_such_route", status=error.status_code)
-    return JSONResponse(error_document(wrong), error.status_code, error.headers)
+    return JSONResponse(error_document(wrong, api_of(request.url.path)), error.status_code, error.headers)
 
 
-async def _answer_bug(_request: Request, error: Exception) -> Response:
+async def _answer_bug(request: Request, error: Exception) -> Response:
+    request_id = request_id_of(request.scope, request.headers)
+    log.error("request %s: the gateway failed: %s", request_id, type(error).__name__)
     problem = TurnError(f"the gateway failed: {type(error).__name__}", code="internal_error")
-    return JSONResponse(error_document(problem), 500)
+    document = error_document(problem, api_of(request.url.path))
+    return JSONResponse(document, 500, {REQUEST_ID: request_id})

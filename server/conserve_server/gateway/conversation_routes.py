@@ -16,9 +16,10 @@ from starlette.routing import Route
 from conserve_sdk.protocol import CONVERSATIONS_PATH, Outcome, ToolEvent, clean_id
 from conserve_server.core.errors import InvalidRequest
 from conserve_server.gateway.conversations import Conversations
+from conserve_server.gateway.limits import BodyLimits
 from conserve_server.gateway.record import ConversationRecord
 from conserve_server.gateway.reply import read_body
-from conserve_server.gateway.tenants import Tenants
+from conserve_server.gateway.tenants import Tenants, authorization_of
 from conserve_server.scheduling.scheduler import Scheduler
 
 MAX_EVENTS_BYTES: Final = 1024 * 1024
@@ -43,10 +44,13 @@ class _Events(msgspec.Struct):
 class ConversationRoutes:
     """What was observed of conversations, and what their clients may say about them."""
 
-    def __init__(self, conversations: Conversations, scheduler: Scheduler, tenants: Tenants) -> None:
+    def __init__(
+        self, conversations: Conversations, scheduler: Scheduler, tenants: Tenants, *, body_timeout_s: float
+    ) -> None:
         self._conversations = conversations
         self._scheduler = scheduler
         self._tenants = tenants
+        self._body_limits = BodyLimits(MAX_EVENTS_BYTES, body_timeout_s, fix="send fewer events at once")
 
     def table(self) -> list[Route]:
         """The routes, for the application."""
@@ -80,7 +84,7 @@ class ConversationRoutes:
     async def take_events(self, request: Request) -> Response:
         """Note tool boundaries that the SDK saw."""
         found = self._find(request)
-        body = await read_body(request.receive, MAX_EVENTS_BYTES, fix="send fewer events at once")
+        body = await read_body(request.receive, self._body_limits)
         for event in _read_events(body):
             found[0].note_tool(event)
             self._conversations.signals.tool(found[0], event)
@@ -88,7 +92,7 @@ class ConversationRoutes:
 
     def _tenants_of(self, request: Request) -> Sequence[str]:
         """The tenants that are the caller's to see."""
-        caller = self._tenants.caller(request.headers.get("authorization"))
+        caller = self._tenants.caller(authorization_of(request.headers))
         if caller.tenant is not None:
             return (caller.tenant,)
         asked = request.query_params.get("tenant")

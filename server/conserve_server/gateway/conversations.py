@@ -15,6 +15,7 @@ from conserve_server.gateway.identity import Identity, tenant_of
 from conserve_server.gateway.kv_signals import KvSignals
 from conserve_server.gateway.recognition import Recognition, Watch
 from conserve_server.gateway.record import ENDED, EXPIRED, ConversationRecord
+from conserve_server.gateway.stored_responses import StoredResponses
 
 _RETRY_AFTER_S = 10.0
 """Conversations end less often than turns do."""
@@ -35,6 +36,7 @@ class Conversations:
         log: ConversationLog,
         recognition: Recognition,
         signals: KvSignals,
+        stored_responses: StoredResponses,
         *,
         idle_timeout_s: float,
         synthetic_idle_timeout_s: float,
@@ -45,6 +47,7 @@ class Conversations:
         self.log = log
         self.recognition = recognition
         self.signals = signals
+        self.stored_responses = stored_responses
         self._idle_timeout_s = idle_timeout_s
         self._synthetic_idle_timeout_s = synthetic_idle_timeout_s
         self._limit = limit
@@ -66,6 +69,7 @@ class Conversations:
             ConversationLog(gateway.ended_kept),
             Recognition(gateway.recognised_kept),
             signals,
+            StoredResponses(gateway.responses_kept),
             idle_timeout_s=gateway.idle_timeout_s,
             synthetic_idle_timeout_s=gateway.synthetic_idle_timeout_s,
             limit=gateway.max_conversations,

@@ -1,17 +1,41 @@
-"""Our errors as OpenAI's error bodies: the one place that maps them."""
+"""Our errors as the bodies of each API: the one place that maps them."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from conserve_server.core.errors import LimitReached, NoCapacity, TurnError, Unauthorized
+from conserve_server.engines.wire import MESSAGES_PATH, RESPONSES_PATH, Api
+
+_ANTHROPIC_KINDS: Final = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+"""Anthropic's names; any other status is its `api_error`."""
 
 
-def error_document(error: TurnError) -> dict[str, Any]:
-    """`{"error": {message, type, param, code}}`, as OpenAI's clients read it."""
+def api_of(path: str) -> Api:
+    """The API whose clients read the errors of this path."""
+    if path.startswith(MESSAGES_PATH):
+        return Api.MESSAGES
+    return Api.RESPONSES if path.startswith(RESPONSES_PATH) else Api.COMPLETIONS
+
+
+def error_document(error: TurnError, api: Api = Api.COMPLETIONS) -> dict[str, Any]:
+    """`{"error": {message, type, param, code}}` as OpenAI's clients read it, or Anthropic's form of it."""
+    if api is Api.MESSAGES:
+        kind = _ANTHROPIC_KINDS.get(error.status, "api_error")
+        return {"type": "error", "error": {"type": kind, "message": str(error), "code": error.code}}
     return {
         "error": {"message": str(error), "type": error.kind, "param": error.param, "code": error.code},
     }
@@ -23,9 +47,18 @@ def error_headers(error: TurnError) -> dict[str, str]:
         return {"retry-after": str(math.ceil(error.retry_after_s))}
     if isinstance(error, Unauthorized) and error.status == 401:
         return {"www-authenticate": "Bearer"}
+    if error.status == 408:
+        return {"connection": "close"}  # the rest of the body is not waited for
     return {}
 
 
-def error_event(error: TurnError) -> bytes:
+def error_event(error: TurnError, api: Api = Api.COMPLETIONS) -> bytes:
     """The error as the last event of a stream that has already begun."""
-    return b"data: " + msgspec.json.encode(error_document(error)) + b"\n\n"
+    name = b"" if api is Api.COMPLETIONS else b"event: error\n"
+    return name + b"data: " + msgspec.json.encode(_event_document(error, api)) + b"\n\n"
+
+
+def _event_document(error: TurnError, api: Api) -> dict[str, Any]:
+    document = error_document(error, api)
+    # OpenAI's client raises what it finds under `error`; the specification has it beside the type.
+    return {"type": "error", **document["error"], **document} if api is Api.RESPONSES else document

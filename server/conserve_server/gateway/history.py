@@ -21,6 +21,9 @@ _ROLE_FIRST: Final = re.compile(rb'\s*\{\s*"role"\s*:\s*"(\w+)"')
 _MESSAGE: Final = b"m"
 _ANSWER: Final = b"a"
 _RESPONSE: Final = b"r"
+_SYSTEM: Final = b"s"
+_THINKING: Final = frozenset({"thinking", "redacted_thinking"})
+"""Parts that are no part of a history, like the `reasoning` of a chat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,11 @@ class History:
             self._hash.update(_MESSAGE)
             self._hash.update(memoryview(message))
 
+    def add_system(self, prompt: msgspec.Raw) -> None:
+        """Take in the system prompt of an API that keeps it beside the messages."""
+        self._hash.update(_SYSTEM)
+        self._hash.update(memoryview(prompt))
+
     def boundary_after(self, answer: bytes) -> int:
         """The boundary that the next request will have, if the client goes on from this answer."""
         return self._add_answer(answer)
@@ -57,13 +65,18 @@ class History:
         return self._hash.intdigest()
 
 
-def read_history(messages: msgspec.Raw, seed: int) -> History | None:
-    """The history in a chat request's `messages`; None if it is no list."""
+def read_history(messages: msgspec.Raw, seed: int, system: msgspec.Raw | None = None) -> History | None:
+    """The history in a request's `messages`, after its `system` prompt where that is a field of its own.
+
+    None if it is no list.
+    """
     try:
         items = msgspec.json.decode(messages, type=list[msgspec.Raw])
     except (msgspec.MsgspecError, RecursionError):
         return None  # the engine's to refuse
     history = History(seed)
+    if system is not None:
+        history.add_system(system)
     for item in items:
         history.add(item)
     return history
@@ -84,6 +97,9 @@ class _Role(msgspec.Struct):
 class _Part(msgspec.Struct):
     type: str
     text: str | None = None
+    id: str | None = None
+    name: str = ""
+    input: msgspec.Raw = msgspec.Raw(b"{}")
 
 
 class _Function(msgspec.Struct):
@@ -122,8 +138,8 @@ def canonical_message(message: msgspec.Raw | bytes) -> bytes:
     """An assistant message in the canonical form; its own bytes where it has a shape of its own."""
     try:
         read = _READ_ASSISTANT(message)
-        content = _text(read.content)
-        calls = [_tool_call(call) for call in read.tool_calls] if read.tool_calls else ()
+        content, calls = _content(read.content)
+        calls += [_tool_call(call) for call in read.tool_calls or ()]
     except (msgspec.MsgspecError, RecursionError):
         return bytes(message)
     return bytes(message) if content is None else canonical_answer(content, calls)
@@ -151,12 +167,19 @@ def _role(message: msgspec.Raw) -> str:
         return ""
 
 
-def _text(content: str | list[_Part] | None) -> str | None:
-    """The text of a message's content; None if it has parts that are not text."""
-    if isinstance(content, list):
-        texts = [part.text for part in content if part.type == "text"]
-        return "".join(filter(None, texts)) if len(texts) == len(content) else None
-    return content or ""
+def _content(content: str | list[_Part] | None) -> tuple[str | None, list[ToolCall]]:
+    """The text of a message's content, None if it has parts of other kinds; and its tool calls."""
+    if not isinstance(content, list):
+        return content or "", []
+    if any(part.type not in ("text", "tool_use") and part.type not in _THINKING for part in content):
+        return None, []
+    text = "".join(part.text or "" for part in content if part.type == "text")
+    calls = [
+        ToolCall(part.id, part.name, canonical_arguments(bytes(part.input).decode()))
+        for part in content
+        if part.type == "tool_use"
+    ]
+    return text, calls
 
 
 def _tool_call(call: _Call) -> ToolCall:

@@ -1,13 +1,23 @@
-"""How many turns of a tenant may run or wait at once."""
+"""How many turns of a tenant may run or wait at once, and what bounds a request's body."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from conserve_server.core.config import GatewayConfig
 from conserve_server.core.errors import LimitReached
+
+
+@dataclass(frozen=True, slots=True)
+class BodyLimits:
+    """How large a body may be and how long it may take. `fix` says what to do about one too large."""
+
+    max_bytes: int
+    timeout_s: float
+    fix: str = "shorten it, or raise gateway.max_body_bytes"
 
 
 class TurnLimits:

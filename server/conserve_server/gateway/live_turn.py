@@ -16,6 +16,8 @@ from conserve_sdk.protocol import (
     RECEIPT_PREFILLER,
     RECEIPT_TURN,
     Outcome,
+    Phase,
+    RunningTurn,
     TurnReport,
 )
 from conserve_server.core.turn import Placement, Turn
@@ -122,6 +124,38 @@ class LiveTurn:
             ttft_s=first - self.arrived_s if first is not None else None,
             duration_s=now_s - self.arrived_s,
             error=error,
+            started_s=self.started_s,
+        )
+
+    @property
+    def started_s(self) -> float:
+        """From the conversation's first arrival to this turn's."""
+        return self.arrived_s - self.record.first_arrival_s
+
+    @property
+    def phase(self) -> Phase:
+        """What it is doing. A transfer ends with the first token, where a stream shows it."""
+        if self.wait_s is None:
+            return Phase.WAITING
+        if self.decode_started_s is None:
+            return Phase.PREFILL if self.moved_kv else Phase.WAITING
+        is_moving = self.moved_kv and self.request.is_streamed and self.first_output_s is None
+        return Phase.TRANSFER if is_moving else Phase.DECODE
+
+    def running(self) -> RunningTurn:
+        """The turn as it runs."""
+        placement, first = self.placement, self.first_output_s
+        return RunningTurn(
+            index=self.index,
+            phase=self.phase,
+            started_s=self.started_s,
+            streamed=self.request.is_streamed,
+            path=placement.path if placement else None,
+            prefiller=placement.prefiller if placement else None,
+            decoder=placement.decoder if placement else None,
+            wait_s=self.wait_s,
+            prefill_s=self.prefill_s,
+            ttft_s=first - self.arrived_s if first is not None else None,
         )
 
     def receipt(self) -> dict[str, str]:

@@ -14,6 +14,7 @@ import secrets
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 
+from conserve_server.engines.wire import Api
 from conserve_server.gateway.answer import AnswerGatherer
 from conserve_server.gateway.history import History, read_history, response_boundary
 from conserve_server.gateway.identity import Identity, read_previous_response
@@ -88,11 +89,12 @@ class Recognition:
         previous = read_previous_response(request.fields)
         if not self._kept or (messages is None and "input" not in request.fields):
             return identity, None
-        history = read_history(messages, self._seed) if messages is not None else None
+        system = request.fields.get("system") if request.api is Api.MESSAGES else None
+        history = read_history(messages, self._seed, system) if messages is not None else None
         boundaries = list(reversed(history.boundaries)) if history is not None else []
         if previous is not None:
             boundaries.append(response_boundary(previous, self._seed))
-        watch = Watch(history)
+        watch = Watch(history, taken=boundaries[-1] if previous is not None else None)
         heads = self._heads.get((identity.tenant, identity.model))
         for boundary in boundaries if heads is not None else ():
             if heads is not None and (found := heads.take(boundary)) is not None:

@@ -6,8 +6,9 @@ Bindings and reservations are the scheduler's; nothing here decides anything.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from conserve_sdk.protocol import ConversationReport, Path, ToolEvent, ToolReport, TurnReport
+from conserve_sdk.protocol import ConversationReport, Path, RunningTurn, ToolEvent, ToolReport, TurnReport
 from conserve_server.core.errors import InvalidRequest
 from conserve_server.gateway.identity import DEFAULT_TENANT, Identity
 
@@ -15,6 +16,14 @@ MAX_TOOLS = 10_000
 """Tool calls kept for one conversation: a few MB at most."""
 ENDED = "ended"
 EXPIRED = "expired"
+
+
+class Running(Protocol):
+    """A turn that has not ended."""
+
+    def running(self) -> RunningTurn:
+        """What it is doing."""
+        ...
 
 
 @dataclass(slots=True)
@@ -29,6 +38,7 @@ class ConversationRecord:
     turns_begun: int = 0
     last_turn_s: float = 0.0
     turns: dict[int, TurnReport] = field(default_factory=dict)
+    running: dict[int, Running] = field(default_factory=dict)
     tools: dict[str, ToolReport] = field(default_factory=dict)
     decoders: list[str] = field(default_factory=list)
     ttfet_s: float | None = None
@@ -60,6 +70,7 @@ class ConversationRecord:
     def end_turn(self, report: TurnReport, first_token_s: float | None, gap_s: float, now_s: float) -> None:
         """Count a turn out. `gap_s`: the conversation's gaps up to this turn's arrival."""
         self._running -= 1
+        self.running.pop(report.index, None)
         self._last_end_s = now_s
         self.turns[report.index] = report
         if first_token_s is not None and report.index > self._last_effective_turn:

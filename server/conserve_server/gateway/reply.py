@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Coroutine, Mapping
+from typing import Any
 
 import msgspec
 from starlette.types import Receive, Send
 
 from conserve_server.core.errors import InvalidRequest, TurnError
+from conserve_server.engines.wire import Api
 from conserve_server.gateway.errors import error_document, error_event, error_headers
+from conserve_server.gateway.limits import BodyLimits
+from conserve_server.gateway.request_id import REQUEST_ID
 
 
 class Reply:
-    """Writes one answer. A slow reader holds `write` back; nothing is gathered here."""
+    """Writes one answer, errors in the words of `api`. A slow reader holds `write` back; nothing is
+    gathered here.
+    """
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, *, api: Api, request_id: str) -> None:
         self._send = send
+        self._api = api
+        self._request_id = request_id
         self._is_event_stream = False
         self.has_started = False
 
@@ -23,6 +32,7 @@ class Reply:
         self.has_started = True
         self._is_event_stream = headers.get("content-type", "").startswith("text/event-stream")
         raw = [(name.encode("latin-1"), _latin(value)) for name, value in headers.items()]
+        raw.append((REQUEST_ID.encode(), self._request_id.encode()))
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
     async def write(self, chunk: bytes) -> None:
@@ -40,12 +50,13 @@ class Reply:
         await self.finish(body)
 
     async def fail(self, error: TurnError, headers: Mapping[str, str]) -> None:
-        """The error in OpenAI's shape: as the answer, or as the last event of a stream that has begun."""
+        """The error in the API's shape: as the answer, or as the last event of a stream that has begun."""
         if not self.has_started:
-            await self.document(error.status, error_document(error), {**headers, **error_headers(error)})
+            document = error_document(error, self._api)
+            await self.document(error.status, document, {**headers, **error_headers(error)})
             return
         if self._is_event_stream:
-            await self.write(error_event(error))
+            await self.write(error_event(error, self._api))
         await self.finish()
 
 
@@ -53,11 +64,24 @@ def _latin(text: str) -> bytes:
     return text.encode("latin-1", errors="replace")
 
 
-async def read_body(receive: Receive, limit_bytes: int, *, fix: str) -> bytes:
-    """The request's whole body. Raises InvalidRequest (413) beyond the limit, ClientGone if it breaks off.
+async def read_body(receive: Receive, limits: BodyLimits) -> bytes:
+    """The request's whole body.
 
-    `fix` says what to do about a body that is too large.
+    Raises InvalidRequest beyond the limits (413, 408) and ClientGone if it breaks off.
     """
+    try:
+        async with asyncio.timeout(limits.timeout_s):
+            return await _read(receive, limits)
+    except TimeoutError:
+        raise InvalidRequest(
+            f"the body did not arrive within {limits.timeout_s:g} s: send it faster, or raise "
+            "gateway.body_timeout_s",
+            code="body_timeout",
+            status=408,
+        ) from None
+
+
+async def _read(receive: Receive, limits: BodyLimits) -> bytes:
     chunks: list[bytes] = []
     size = 0
     while True:
@@ -66,9 +90,9 @@ async def read_body(receive: Receive, limit_bytes: int, *, fix: str) -> bytes:
             raise ClientGone
         chunk = message.get("body", b"")
         size += len(chunk)
-        if size > limit_bytes:
+        if size > limits.max_bytes:
             raise InvalidRequest(
-                f"the body is larger than {limit_bytes} bytes: {fix}",
+                f"the body is larger than {limits.max_bytes} bytes: {limits.fix}",
                 code="body_too_large",
                 status=413,
             )
@@ -81,6 +105,20 @@ async def wait_disconnect(receive: Receive) -> None:
     """Return once the client has gone."""
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def while_connected(serve: Coroutine[Any, Any, None], receive: Receive) -> None:
+    """Run `serve` to its end, or cancel it as soon as the client has gone."""
+    turn = asyncio.ensure_future(serve)
+    gone = asyncio.ensure_future(wait_disconnect(receive))
+    try:
+        await asyncio.wait({turn, gone}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        gone.cancel()
+        turn.cancel()  # nothing, if it is done
+        await asyncio.gather(turn, gone, return_exceptions=True)
+    if not turn.cancelled():
+        turn.result()  # an error that is not a turn's belongs to the application
 
 
 class ClientGone(Exception):

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from conserve_server.core.errors import InvalidRequest
-from conserve_server.engines.wire import Fields, decode_leg, prefill_leg
+from conserve_server.engines.wire import API_OF, TRANSFER_FIELDS, Api, Fields, decode_leg, prefill_leg
 
 
 class _StreamOptions(msgspec.Struct):
@@ -18,7 +18,7 @@ class _StreamOptions(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class TurnRequest:
-    """One completion request: its path, its bytes, and the few fields that routing needs."""
+    """One request for text: its path, its bytes, and the few fields that routing needs."""
 
     path: str
     body: bytes
@@ -26,35 +26,81 @@ class TurnRequest:
     model: str
     is_streamed: bool
     wants_usage: bool
+    request_id: str = ""
+
+    @property
+    def api(self) -> Api:
+        return API_OF[self.path]
+
+    @property
+    def needs_its_decoder(self) -> bool:
+        """Whether only the engine that answered before can read the prompt: it stored what came before."""
+        return self.api is Api.RESPONSES and _has(self.fields, "previous_response_id")
 
     def prefill_body(self, priority: int | None = None) -> bytes:
         """The prefill leg of this request."""
-        return prefill_leg(self.fields, priority=priority)
+        return prefill_leg(self.fields, api=self.api, priority=priority)
 
     def decode_body(self, kv_transfer_params: bytes | None, priority: int | None = None) -> bytes:
         """The leg that answers: the client's bytes untouched wherever nothing must be added."""
         adds_usage = self.is_streamed and not self.wants_usage
         adds_nothing = kv_transfer_params is None and priority is None and not adds_usage
-        if adds_nothing and "kv_transfer_params" not in self.fields:
+        if adds_nothing and TRANSFER_FIELDS.isdisjoint(self.fields):
             return self.body
         return decode_leg(
-            self.fields, kv_transfer_params=kv_transfer_params, with_usage=adds_usage, priority=priority
+            self.fields,
+            kv_transfer_params=kv_transfer_params,
+            with_usage=adds_usage,
+            api=self.api,
+            priority=priority,
         )
 
 
-def parse_request(path: str, body: bytes) -> TurnRequest:
-    """Read a completion request. Raises InvalidRequest naming the field that is wrong."""
+def parse_request(path: str, body: bytes, request_id: str = "") -> TurnRequest:
+    """Read a request for text. Raises InvalidRequest naming the field that is wrong."""
+    fields = parse_fields(body)
+    model = read_model(fields)
+    is_streamed = bool(_field(fields, "stream", bool | None, False))
+    if "vllm_xargs" in fields:
+        _check_extra_arguments(fields)
+    wants_usage = True  # the other APIs' streams always end with it
+    if API_OF[path] is Api.COMPLETIONS:
+        options = _field(fields, "stream_options", _StreamOptions | None, None)
+        wants_usage = bool(options is not None and options.include_usage)
+    return TurnRequest(path, body, fields, model, is_streamed, wants_usage, request_id)
+
+
+def parse_fields(body: bytes) -> dict[str, msgspec.Raw]:
+    """The body's top-level fields, their values still encoded. Raises InvalidRequest."""
     try:
-        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        return msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     except (msgspec.MsgspecError, RecursionError) as error:
         raise InvalidRequest(f"the body must be a JSON object: {error}", code="invalid_json") from error
-    model: str | None = _field(fields, "model", str, None)
+
+
+def read_model(fields: Fields) -> str:
+    """The model that the request names. Raises InvalidRequest where it names none."""
+    model: str | None = _field(fields, "model", str | None, None)
     if not model:
         raise InvalidRequest("model is missing: name the model to use", code="missing_model", param="model")
-    is_streamed = bool(_field(fields, "stream", bool | None, False))
-    options = _field(fields, "stream_options", _StreamOptions | None, None)
-    wants_usage = bool(options is not None and options.include_usage)
-    return TurnRequest(path, body, fields, model, is_streamed, wants_usage)
+    return model
+
+
+def _check_extra_arguments(fields: Fields) -> None:
+    """vLLM reads transfer parameters here too: from a client they would choose what an engine connects to."""
+    given = _field(fields, "vllm_xargs", dict[str, msgspec.Raw] | None, None) or {}
+    forbidden = sorted(TRANSFER_FIELDS & given.keys())
+    if forbidden:
+        raise InvalidRequest(
+            f"vllm_xargs.{forbidden[0]} is the gateway's to set: leave it out",
+            code="invalid_field",
+            param="vllm_xargs",
+        )
+
+
+def _has(fields: Fields, name: str) -> bool:
+    raw = fields.get(name)
+    return raw is not None and bytes(raw) != b"null"
 
 
 def check_model(model: str, served: Collection[str]) -> None:

@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from conserve_server.gateway.cluster import Cluster
 from conserve_server.gateway.coordinator import Coordinator
-from conserve_server.gateway.tenants import Tenants
+from conserve_server.gateway.tenants import Tenants, authorization_of
 from conserve_server.telemetry.metrics import CONTENT_TYPE, GatewayMetrics
 
 
@@ -42,7 +42,7 @@ class Routes:
 
     async def models(self, request: Request) -> Response:
         """The models that the decode engines serve, as OpenAI lists them."""
-        self._tenants.caller(request.headers.get("authorization"))
+        self._tenants.caller(authorization_of(request.headers))
         cards = [
             {"id": model, "object": "model", "owned_by": "conserve", "max_model_len": status.max_model_len}
             for model, status in sorted(self._cluster.models.items())
@@ -53,7 +53,7 @@ class Routes:
         """200 while a decode engine is up, else 503; each engine's last look to who may see it."""
         can_serve = self._cluster.can_serve
         document: dict[str, Any] = {"status": "ok" if can_serve else "no decode engine is up"}
-        authorization = request.headers.get("authorization")
+        authorization = authorization_of(request.headers)
         if not self._metrics_need_admin_key or self._tenants.is_admin(authorization):
             document |= {
                 "engines": [self._engine(engine.spec.name) for engine in self._cluster.engines],
@@ -65,7 +65,7 @@ class Routes:
     async def metrics(self, request: Request) -> Response:
         """The Prometheus page, gauges as of now."""
         if self._metrics_need_admin_key:
-            self._tenants.check_admin(request.headers.get("authorization"))
+            self._tenants.check_admin(authorization_of(request.headers))
         scheduler = self._coordinator.scheduler
         for name, ledger in scheduler.pools.ledgers.items():
             self._metrics.set_decoder(

@@ -15,7 +15,15 @@ from conserve_server.core.errors import ConfigError, Unauthorized
 from conserve_server.gateway.identity import DEFAULT_TENANT
 
 ADMIN_KEY_VARIABLE: Final = "CONSERVE_ADMIN_KEY"
-_HEADER: Final = "send the header `Authorization: Bearer KEY`"
+_HEADER: Final = "send the header `Authorization: Bearer KEY`, or `x-api-key: KEY`"
+
+
+def authorization_of(headers: Mapping[str, str]) -> str | None:
+    """A request's `Authorization`, or what its `x-api-key` (Anthropic's clients) stands for."""
+    given = headers.get("authorization")
+    if given is None and (key := headers.get("x-api-key")) is not None:
+        return f"Bearer {key}"
+    return given
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +85,7 @@ class Tenants:
         if authorization is None:
             raise Unauthorized(f"an API key is missing: {_HEADER}", code="missing_api_key")
         raise Unauthorized(
-            f"the Authorization header has no API key that this gateway knows: {_HEADER}",
+            f"the API key is none that this gateway knows: {_HEADER}",
             code="invalid_api_key",
         )
 

@@ -19,10 +19,13 @@ from conserve_server.gateway.conversations import Conversations
 from conserve_server.gateway.coordinator import Coordinator
 from conserve_server.gateway.identity import DEFAULT_TENANT, Identity
 from conserve_server.gateway.live_turn import LiveTurn, span_attributes
+from conserve_server.gateway.readers import document_reader, stream_reader
 from conserve_server.gateway.recognition import Watch
 from conserve_server.gateway.reply import Reply
 from conserve_server.gateway.request import TurnRequest
-from conserve_server.gateway.stream import AnswerReader, EventStreamReader
+from conserve_server.gateway.request_id import REQUEST_ID
+from conserve_server.gateway.stored_responses import StoredResponse
+from conserve_server.gateway.stream import AnswerReader
 from conserve_server.scheduling.actions import StartDecode
 from conserve_server.telemetry import names
 from conserve_server.telemetry.metrics import GatewayMetrics
@@ -87,7 +90,9 @@ class Turns:
         index = record.begin_turn(now_s)
         turn = self._coordinator.arrive(identity.key, len(request.body))
         self._conversations.make_room()
-        return LiveTurn(turn, request, identity, record, index, now_s, record.gap_s, watch)
+        live = LiveTurn(turn, request, identity, record, index, now_s, record.gap_s, watch)
+        record.running[index] = live
+        return live
 
     def _end(self, live: LiveTurn, trace: TurnTrace, outcome: Outcome, error: TurnError | None) -> None:
         now_s = self._clock.now_s()
@@ -143,6 +148,9 @@ class Turns:
         """The prefill leg; None if the engine failed, which the scheduler then knows."""
         if live.placement is None or live.placement.prefiller is None:
             raise RuntimeError("a prefill leg needs a prefiller")
+        if live.request.needs_its_decoder:
+            self._coordinator.prefill_failed(live.turn)
+            return None
         engine = self._cluster.engine(live.placement.prefiller)
         started_s = self._clock.now_s()
         attributes = {names.PREFILLER: engine.spec.name}
@@ -154,7 +162,12 @@ class Turns:
                 )
                 span.set_attribute(names.INPUT_TOKENS, answer.prompt_tokens)
         except EngineFailed as error:
-            log.warning("the prefill leg of conversation %r failed: %s", live.identity.conversation_id, error)
+            log.warning(
+                "request %s: the prefill leg of conversation %r failed: %s",
+                live.request.request_id,
+                live.identity.conversation_id,
+                error,
+            )
             self._coordinator.prefill_failed(live.turn)
             return None
         live.prefill_s = self._clock.now_s() - started_s
@@ -190,7 +203,7 @@ class Turns:
 
     async def _stream(self, live: LiveTurn, answer: Answer, reply: Reply) -> None:
         gatherer = live.watch.answer if live.watch is not None else None
-        reader = EventStreamReader(hides_usage=not live.request.wants_usage, gatherer=gatherer)
+        reader = stream_reader(live.request, gatherer, lambda answer_id: self._is_stored(live, answer_id))
         try:
             async for chunk in answer.chunks():
                 if not reply.has_started:
@@ -212,7 +225,7 @@ class Turns:
         body = b"".join([chunk async for chunk in answer.chunks()])
         if not body:
             raise _empty(live)
-        reader = AnswerReader()
+        reader = document_reader(live.request, lambda answer_id: self._is_stored(live, answer_id))
         reader.read_document(body)
         if live.watch is not None:
             live.watch.answer.read_document(body)
@@ -256,14 +269,27 @@ class Turns:
         if live.later_tokens:
             self._coordinator.tokens(live.turn, live.later_tokens)
 
+    def _is_stored(self, live: LiveTurn, answer_id: str) -> None:
+        """An answer that its decoder may have stored has this id."""
+        identity, placement = live.identity, live.placement
+        if placement is not None:
+            stored = StoredResponse(
+                identity.conversation_id, identity.model, placement.decoder, identity.is_synthetic
+            )
+            self._conversations.stored_responses.note(identity.tenant, answer_id, stored)
+
     def _headers(self, live: LiveTurn, answer: Answer) -> dict[str, str]:
         content_type = answer.headers.get("content-type", "application/json")
         return {"content-type": content_type, "cache-control": "no-store", **live.receipt()}
 
 
 def _leg_headers(live: LiveTurn, span: Span) -> dict[str, str]:
-    """What an engine is told besides the body: the conversation (vLLM reads it) and the trace."""
-    return {"x-session-id": live.identity.engine_session, **trace_headers(span)}
+    """What an engine is told besides the body: the conversation (vLLM reads it), the request, the trace."""
+    return {
+        "x-session-id": live.identity.engine_session,
+        REQUEST_ID: live.request.request_id,
+        **trace_headers(span),
+    }
 
 
 def _first_attributes(live: LiveTurn, identity: Identity) -> dict[str, str | int | bool]:
@@ -271,6 +297,7 @@ def _first_attributes(live: LiveTurn, identity: Identity) -> dict[str, str | int
         names.TURN_INDEX: live.index,
         names.REQUEST_MODEL: live.request.model,
         names.SYNTHETIC: identity.is_synthetic,
+        names.REQUEST_ID: live.request.request_id,
     }
     if identity.tenant != DEFAULT_TENANT:
         found[names.TENANT] = identity.tenant

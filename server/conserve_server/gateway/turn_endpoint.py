@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine
-from typing import Any
+from dataclasses import replace
 
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from conserve_server.core.errors import TurnError
+from conserve_server.core.errors import InvalidRequest, TurnError
+from conserve_server.engines.wire import API_OF, Api
 from conserve_server.gateway.cluster import Cluster
-from conserve_server.gateway.identity import Identity, read_identity
-from conserve_server.gateway.limits import TurnLimits
+from conserve_server.gateway.identity import Identity, read_identity, read_previous_response
+from conserve_server.gateway.limits import BodyLimits, TurnLimits
 from conserve_server.gateway.recognition import Recognition, Watch
-from conserve_server.gateway.reply import ClientGone, Reply, read_body, wait_disconnect
+from conserve_server.gateway.reply import ClientGone, Reply, read_body, while_connected
 from conserve_server.gateway.request import TurnRequest, check_model, parse_request
-from conserve_server.gateway.tenants import Tenants
+from conserve_server.gateway.request_id import request_id_of
+from conserve_server.gateway.stored_responses import StoredResponses
+from conserve_server.gateway.tenants import Tenants, authorization_of
 from conserve_server.gateway.turn import Turns
 
 
@@ -31,33 +32,34 @@ class TurnEndpoint:
         tenants: Tenants,
         limits: TurnLimits,
         recognition: Recognition,
-        max_body_bytes: int,
+        stored_responses: StoredResponses,
+        body_limits: BodyLimits,
     ) -> None:
         self._turns = turns
         self._cluster = cluster
         self._tenants = tenants
         self._limits = limits
         self._recognition = recognition
-        self._max_body_bytes = max_body_bytes
+        self._stored_responses = stored_responses
+        self._body_limits = body_limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reply = Reply(send)
         headers = Headers(scope=scope)
+        request_id = request_id_of(scope, headers)
+        reply = Reply(send, api=API_OF[scope["path"]], request_id=request_id)
         try:
-            tenant = self._tenants.caller(headers.get("authorization")).turn_tenant()
+            tenant = self._tenants.caller(authorization_of(headers)).turn_tenant()
             with self._limits.turn(tenant):
-                body = await read_body(
-                    receive, self._max_body_bytes, fix="shorten it, or raise gateway.max_body_bytes"
-                )
-                await _while_connected(self._serve(scope["path"], headers, tenant, body, reply), receive)
+                body = await read_body(receive, self._body_limits)
+                request = parse_request(scope["path"], body, request_id)
+                await while_connected(self._serve(request, headers, tenant, reply), receive)
         except ClientGone:
             return
         except TurnError as error:
             await reply.fail(error, {})
 
-    async def _serve(self, path: str, headers: Headers, tenant: str, body: bytes, reply: Reply) -> None:
+    async def _serve(self, request: TurnRequest, headers: Headers, tenant: str, reply: Reply) -> None:
         """Raises TurnError where the turn could not even begin."""
-        request = parse_request(path, body)
         check_model(request.model, self._cluster.models)
         identity, watch = self._identify(headers, request, tenant)
         await self._turns.serve(request, identity, headers, reply, watch)
@@ -66,18 +68,23 @@ class TurnEndpoint:
         identity = read_identity(headers, request.fields, tenant=tenant, model=request.model)
         if not identity.is_synthetic:
             return identity, None
-        return self._recognition.recognise(identity, request)
+        previous = read_previous_response(request.fields) if request.api is Api.RESPONSES else None
+        if previous is None:
+            return self._recognition.recognise(identity, request)
+        return self._going_on(identity, request, previous)
 
-
-async def _while_connected(serve: Coroutine[Any, Any, None], receive: Receive) -> None:
-    """Run `serve` to its end, or cancel it as soon as the client has gone."""
-    turn = asyncio.ensure_future(serve)
-    gone = asyncio.ensure_future(wait_disconnect(receive))
-    try:
-        await asyncio.wait({turn, gone}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        gone.cancel()
-        turn.cancel()  # nothing, if it is done
-        await asyncio.gather(turn, gone, return_exceptions=True)
-    if not turn.cancelled():
-        turn.result()  # an error that is not a turn's belongs to the application
+    def _going_on(
+        self, identity: Identity, request: TurnRequest, previous: str
+    ) -> tuple[Identity, Watch | None]:
+        """The conversation of the answer that the request goes on from. Raises a 404 for an unknown one."""
+        stored = self._stored_responses.find(identity.tenant, previous)
+        if stored is None or stored.model != request.model:
+            raise InvalidRequest(
+                f"previous response with id {previous!r} not found: this gateway has not made it with this "
+                "model, or has forgotten it (gateway.responses_kept); send the whole input instead",
+                code="previous_response_not_found",
+                param="previous_response_id",
+                status=404,
+            )
+        known = replace(identity, conversation_id=stored.conversation_id, is_synthetic=stored.is_synthetic)
+        return self._recognition.recognise(known, request) if stored.is_synthetic else (known, None)

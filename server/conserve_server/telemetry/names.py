@@ -32,6 +32,8 @@ CACHE_READ_TOKENS: Final = "gen_ai.usage.cache_read.input_tokens"
 ERROR_TYPE: Final = "error.type"
 
 # -- ours --------------------------------------------------------------------------------
+REQUEST_ID: Final = "conserve.request.id"
+"""The `x-request-id` of the client, or the one that the gateway gave it."""
 TURN_INDEX: Final = "conserve.turn.index"
 TURN_PATH: Final = "conserve.turn.path"
 TURN_OUTCOME: Final = "conserve.turn.outcome"

@@ -30,8 +30,11 @@ from conserve_server.engines.emulated.faults import Fault, FaultBook
 from conserve_server.engines.emulated.generation import Generation
 from conserve_server.engines.emulated.handover import LeaseBook, LeaseRefused, Puller
 from conserve_server.engines.emulated.loop import EngineLoop
+from conserve_server.engines.emulated.messages import MessagesDialect, count_tokens
 from conserve_server.engines.emulated.metrics import EngineMetrics
-from conserve_server.engines.emulated.wire import WireError, bad_request, http_error, parse_body
+from conserve_server.engines.emulated.responses import ResponsesDialect, stored_routes
+from conserve_server.engines.emulated.wire import Dialect, WireError, bad_request, http_error, parse_body
+from conserve_server.engines.wire import CHAT_PATH, COMPLETIONS_PATH, MESSAGES_PATH, RESPONSES_PATH
 
 _log = logging.getLogger(__name__)
 
@@ -54,12 +57,21 @@ def create_emulated_engine(
     metrics.show(loop)
     faults = FaultBook.of(config.faults)
     actor = FaultActor(clock, die or _drop_only)
-    chat = Generation(ChatDialect(), config, clock, loop, faults, actor)
-    completion = Generation(CompletionDialect(), config, clock, loop, faults, actor)
+    responses = ResponsesDialect()
+    dialects: dict[str, Dialect] = {
+        CHAT_PATH: ChatDialect(),
+        COMPLETIONS_PATH: CompletionDialect(),
+        RESPONSES_PATH: responses,
+        MESSAGES_PATH: MessagesDialect(),
+    }
     return Starlette(
         routes=[
-            Route("/v1/chat/completions", chat, methods=["POST"]),
-            Route("/v1/completions", completion, methods=["POST"]),
+            *(
+                Route(path, Generation(dialect, config, clock, loop, faults, actor), methods=["POST"])
+                for path, dialect in dialects.items()
+            ),
+            *stored_routes(responses),
+            Route(MESSAGES_PATH + "/count_tokens", _count_route(config), methods=["POST"]),
             *_looks(config, metrics),
             *conversation_routes(loop.conversations, config),
             Route("/emulated/kv/{engine_id}/{request_id}", _lease_route(loop.leases), methods=_LEASE_METHODS),
@@ -136,6 +148,17 @@ def _looks(config: EmulatedConfig, metrics: EngineMetrics) -> list[Route]:
 
     named = {"/v1/models": models, "/health": health, "/version": version, "/metrics": scrape}
     return [Route(path, endpoint) for path, endpoint in named.items()]
+
+
+def _count_route(config: EmulatedConfig) -> _Endpoint:
+    async def count(request: Request) -> Response:
+        try:
+            document = parse_body(await request.body())
+            return JSONResponse(count_tokens(document, config.model, config.context_tokens))
+        except WireError as error:
+            return error.response(MessagesDialect().failure(error))
+
+    return count
 
 
 _LEASE_METHODS = ["POST", "PUT", "DELETE"]

@@ -14,6 +14,7 @@ from conserve_server.engines.emulated.wire import (
     FINGERPRINT,
     Document,
     Job,
+    UnnamedEvents,
     bad_request,
     output_limit,
     request_metrics,
@@ -24,7 +25,7 @@ from conserve_server.engines.emulated.wire import (
 )
 
 
-class ChatDialect:
+class ChatDialect(UnnamedEvents):
     """Reads chat requests, writes chat completions."""
 
     def read(self, document: object, *, model: str, request_id: str | None, context_tokens: int) -> Job:
@@ -46,17 +47,17 @@ class ChatDialect:
             kv_params=request.kv_transfer_params or {},
         )
 
-    def opening(self, job: Job) -> Document | None:
+    def opening(self, job: Job) -> list[Document]:
         chunk = _chunk(job, {"role": "assistant", "content": ""})
         chunk |= {"prompt_token_ids": job.prompt if job.returns_token_ids else None, "prompt_text": None}
         if job.includes_running_usage:
             prompt = len(job.prompt)
             chunk["usage"] = {"prompt_tokens": prompt, "total_tokens": prompt, "completion_tokens": 0}
-        return chunk
+        return [chunk]
 
-    def chunk(self, job: Job, sequence: Sequence, token: OutputToken, *, is_last: bool) -> Document | None:
+    def chunk(self, job: Job, sequence: Sequence, token: OutputToken, *, is_last: bool) -> list[Document]:
         if not (token.text or token.call or is_last or job.returns_token_ids):
-            return None
+            return []
         extra: Document = {"token_ids": [token.id] if job.returns_token_ids else None}
         reason = None
         if is_last:
@@ -67,9 +68,12 @@ class ChatDialect:
             chunk["system_fingerprint"] = FINGERPRINT
         if job.includes_running_usage:
             chunk["usage"] = usage(sequence)
-        return chunk
+        return [chunk]
 
-    def usage_chunk(self, job: Job, sequence: Sequence) -> Document:
+    def closing(self, job: Job, sequence: Sequence) -> list[Document]:
+        return [self._usage_chunk(job, sequence)] if job.includes_usage else []
+
+    def _usage_chunk(self, job: Job, sequence: Sequence) -> Document:
         return without_none(
             {
                 **_head(job, "chat.completion.chunk"),

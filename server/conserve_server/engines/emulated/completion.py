@@ -14,6 +14,7 @@ from conserve_server.engines.emulated.wire import (
     FINGERPRINT,
     Document,
     Job,
+    UnnamedEvents,
     output_limit,
     request_metrics,
     unknown_model,
@@ -23,7 +24,7 @@ from conserve_server.engines.emulated.wire import (
 )
 
 
-class CompletionDialect:
+class CompletionDialect(UnnamedEvents):
     """Reads text or token prompts, writes text completions."""
 
     def read(self, document: object, *, model: str, request_id: str | None, context_tokens: int) -> Job:
@@ -56,10 +57,10 @@ class CompletionDialect:
             kv_params=request.kv_transfer_params or {},
         )
 
-    def opening(self, job: Job) -> Document | None:  # noqa: ARG002
-        return None
+    def opening(self, job: Job) -> list[Document]:  # noqa: ARG002
+        return []
 
-    def chunk(self, job: Job, sequence: Sequence, token: OutputToken, *, is_last: bool) -> Document | None:
+    def chunk(self, job: Job, sequence: Sequence, token: OutputToken, *, is_last: bool) -> list[Document]:
         is_first = sequence.answer.tokens[0] is token
         choice: Document = {
             "index": 0,
@@ -75,9 +76,12 @@ class CompletionDialect:
             chunk["system_fingerprint"] = FINGERPRINT
         if job.includes_running_usage:
             chunk["usage"] = usage(sequence)
-        return chunk
+        return [chunk]
 
-    def usage_chunk(self, job: Job, sequence: Sequence) -> Document:
+    def closing(self, job: Job, sequence: Sequence) -> list[Document]:
+        return [self._usage_chunk(job, sequence)] if job.includes_usage else []
+
+    def _usage_chunk(self, job: Job, sequence: Sequence) -> Document:
         return without_none(
             {
                 **_head(job),

@@ -21,12 +21,10 @@ from conserve_server.engines.emulated.loop import EngineLoop
 from conserve_server.engines.emulated.schema import SchemaError
 from conserve_server.engines.emulated.sequence import KvLoadFailed, Sequence
 from conserve_server.engines.emulated.wire import (
-    DONE,
     Dialect,
     Job,
     WireError,
     bad_request,
-    event,
     internal_error,
     parse_body,
     validation_error,
@@ -82,7 +80,7 @@ class Generation:
             answer = self._plan(job)
         except WireError as error:
             self._loop.refuse(kv_params)
-            await error.response()(request.scope, request.receive, send)
+            await error.response(self._dialect.failure(error))(request.scope, request.receive, send)
             return
         session = request.headers.get("x-session-id")
         with self._submitted(job, answer, session) as sequence:
@@ -122,10 +120,10 @@ class Generation:
             async for _ in self._actor.tokens(sequence, fault):
                 continue
         except KvLoadFailed:
-            return internal_error().response()
+            return internal_error().response(self._dialect.failure(internal_error()))
         except WireError as error:
             self._loop.drop(sequence)
-            return error.response()
+            return error.response(self._dialect.failure(error))
         self._actor.spoil(sequence, fault)
         return JSONResponse(self._dialect.whole(job, sequence))
 
@@ -140,25 +138,23 @@ class Generation:
         except WireError as error:
             self._loop.drop(sequence)
             await self._send_failure(job, error, send, is_opened=True)
-        await send({"type": "http.response.body", "body": DONE})
+        await send({"type": "http.response.body", "body": self._dialect.end})
 
     async def _events(self, job: Job, sequence: Sequence, fault: Fault | None) -> AsyncIterator[bytes]:
-        last = sequence.answer.tokens[-1]
-        is_opened = False
+        dialect, last, is_opened = self._dialect, sequence.answer.tokens[-1], False
         async for token in self._actor.tokens(sequence, fault):
-            if not is_opened and (opening := self._dialect.opening(job)) is not None:
-                yield event(opening)
+            documents = [] if is_opened else dialect.opening(job)
             is_opened = True
-            chunk = self._dialect.chunk(job, sequence, token, is_last=token is last)
-            if chunk is not None:
-                yield event(chunk)
-        if job.includes_usage:
-            yield event(self._dialect.usage_chunk(job, sequence))
+            documents += dialect.chunk(job, sequence, token, is_last=token is last)
+            for document in documents:
+                yield dialect.encode(document)
+        for document in dialect.closing(job, sequence):
+            yield dialect.encode(document)
 
     async def _send_failure(self, job: Job, error: WireError, send: Send, *, is_opened: bool) -> None:
         """vLLM opens the message before it finds that the request has failed."""
-        opening = None if is_opened else self._dialect.opening(job)
-        parts = [event(document) for document in (opening, error.document()) if document is not None]
+        opening = [] if is_opened else self._dialect.opening(job)
+        parts = [self._dialect.encode(document) for document in (*opening, self._dialect.failure(error))]
         await send({"type": "http.response.body", "body": b"".join(parts), "more_body": True})
 
 

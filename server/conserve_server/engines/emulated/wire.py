@@ -33,8 +33,8 @@ class WireError(Exception):
     def document(self) -> Document:
         return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.status}}
 
-    def response(self) -> JSONResponse:
-        return JSONResponse(self.document(), status_code=self.status)
+    def response(self, document: Document | None = None) -> JSONResponse:
+        return JSONResponse(document or self.document(), status_code=self.status)
 
 
 def bad_request(message: str, param: str | None = None) -> WireError:
@@ -118,17 +118,54 @@ class Dialect(Protocol):
 
     def read(self, document: object, *, model: str, request_id: str | None, context_tokens: int) -> Job: ...
 
-    def opening(self, job: Job) -> Document | None:
-        """The chunk that goes before any token."""
+    def opening(self, job: Job) -> list[Document]:
+        """The events that go before any token."""
         ...
 
-    def chunk(
-        self, job: Job, sequence: Sequence, token: OutputToken, *, is_last: bool
-    ) -> Document | None: ...
+    def chunk(self, job: Job, sequence: Sequence, token: OutputToken, *, is_last: bool) -> list[Document]: ...
 
-    def usage_chunk(self, job: Job, sequence: Sequence) -> Document: ...
+    def closing(self, job: Job, sequence: Sequence) -> list[Document]:
+        """The events that go after the last token."""
+        ...
 
     def whole(self, job: Job, sequence: Sequence) -> Document: ...
+
+    def failure(self, error: WireError) -> Document:
+        """The error as this route's clients read it."""
+        ...
+
+    def encode(self, document: Document) -> bytes:
+        """One server-sent event."""
+        ...
+
+    @property
+    def end(self) -> bytes:
+        """What goes after the last event."""
+        ...
+
+
+class UnnamedEvents:
+    """Events and errors of OpenAI's completions."""
+
+    end = DONE
+
+    def failure(self, error: WireError) -> Document:
+        return error.document()
+
+    def encode(self, document: Document) -> bytes:
+        return event(document)
+
+
+class NamedEvents:
+    """Events that name their type in a line of their own, as Responses and Messages have it."""
+
+    end = b""
+
+    def failure(self, error: WireError) -> Document:
+        return error.document()
+
+    def encode(self, document: Document) -> bytes:
+        return f"event: {document.get('type', 'error')}\n".encode() + event(document)
 
 
 def output_limit(request: GenerationRequest, prompt_tokens: int, context_tokens: int) -> int:
