@@ -11,7 +11,8 @@
 `instrument()` traces the process as well. `CONSERVE_DISABLED=1` switches everything off.
 """
 
-from conserve_sdk._conversation import Conversation, bind_context, conversation, current_conversation
+from conserve_sdk._conversation import Conversation, conversation
+from conserve_sdk._current import bind_context, current_conversation
 from conserve_sdk._errors import (
     ConserveSdkError,
     GatewayRefused,
@@ -23,8 +24,9 @@ from conserve_sdk._errors import (
 from conserve_sdk._tool_call import ToolCall
 from conserve_sdk._tools import tool
 from conserve_sdk._tracing import instrument
+from conserve_sdk._turn import Turn
 from conserve_sdk._version import __version__
-from conserve_sdk._wrap import wrap
+from conserve_sdk._wrap import async_http_client, http_client, wrap
 from conserve_sdk.protocol import ConversationReport, Outcome, ToolReport, TurnReport
 
 __all__ = [
@@ -38,12 +40,15 @@ __all__ = [
     "ReportUnavailable",
     "ToolCall",
     "ToolReport",
+    "Turn",
     "TurnReport",
     "UnsupportedClient",
     "__version__",
+    "async_http_client",
     "bind_context",
     "conversation",
     "current_conversation",
+    "http_client",
     "instrument",
     "tool",
     "wrap",

@@ -23,6 +23,7 @@ REQUEST_TIMEOUT_S: Final = 3.0
 _ATTEMPTS: Final = 4
 _FIRST_BACKOFF_S: Final = 0.05
 _LONGEST_BACKOFF_S: Final = 0.5
+_AZURE: Final = "/openai/deployments/"
 _TRANSIENT: Final = frozenset(
     {HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT}
 )
@@ -41,9 +42,11 @@ class Gateway:
 
     @classmethod
     def seen_at(cls, url: str, authorization: str | None) -> Gateway:
-        """The gateway that serves `url`, the address of one of its `/v1/...` endpoints."""
+        """The gateway that serves `url`, the address of one of its `/v1/...` endpoints (or Azure's alike)."""
         parts = urlsplit(url)
         prefix, found, _ = parts.path.partition("/v1/")
+        if not found:
+            prefix, found, _ = parts.path.partition(_AZURE)
         return cls(f"{parts.scheme}://{parts.netloc}{prefix if found else ''}", authorization)
 
     def headers(self) -> dict[str, str]:

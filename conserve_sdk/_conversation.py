@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import functools
+import itertools
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from contextvars import ContextVar, copy_context
-from dataclasses import dataclass
-from types import TracebackType
+from functools import partial
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Final, ParamSpec, Self, TypeVar
 
 from conserve_sdk._control import Gateway, afetch_report, fetch_report
+from conserve_sdk._current import Entry, current_conversation, innermost, innermost_entry, is_inside
 from conserve_sdk._delivery import Delivery, process_delivery
 from conserve_sdk._errors import ReportUnavailable
 from conserve_sdk._link import Link, is_on_event_loop, wait, wait_async
 from conserve_sdk._settings import DISABLED_VARIABLE, is_disabled
 from conserve_sdk._tool_call import ToolCall
+from conserve_sdk._turn import Turn
 from conserve_sdk.protocol import ConversationReport, clean_id
 
 if TYPE_CHECKING:
@@ -29,63 +30,20 @@ R = TypeVar("R")
 _EXIT_WAIT_S: Final = 0.5
 _REPORT_WAIT_S: Final = 2.0
 
-
-@dataclass(slots=True, eq=False)
-class Entry:
-    """One entering of a conversation, linked to the one around it.
-
-    `note_gateway` is told where the requests made inside went.
-    """
-
-    conversation: Conversation
-    outer: Entry | None
-    note_gateway: Callable[[Gateway], Callable[[], None]]
-    is_open: bool = True
-
-
-_innermost: ContextVar[Entry | None] = ContextVar("conserve_conversation", default=None)
-
-
-def innermost_entry() -> Entry | None:
-    """The innermost entry that has not been left, wherever it was left."""
-    entry = _innermost.get()
-    while entry is not None and not entry.is_open:
-        entry = entry.outer
-    return entry
-
-
-def current_conversation() -> Conversation | None:
-    """The conversation whose block is running here; None outside of one.
-
-    Tasks, and threads started with `bind_context`, see the conversation that was current
-    where they were started, until its block ends.
-    """
-    entry = innermost_entry()
-    return entry.conversation if entry is not None else None
-
-
-def bind_context(function: Callable[P, R]) -> Callable[P, R]:
-    """`function` as seen from here: run in another thread, it keeps this conversation and span.
-
-    For `ThreadPoolExecutor.submit` and `map`, whose threads know no conversation of their
-    own. Each call runs in a copy, so nothing stays behind on a thread that is used again.
-    """
-    here = copy_context()
-
-    @functools.wraps(function)
-    def bound(*args: P.args, **kwargs: P.kwargs) -> R:
-        return here.copy().run(function, *args, **kwargs)
-
-    return bound
+Metadatum = str | bool | int | float
+"""What a span attribute can hold."""
 
 
 class Conversation:
-    """A conversation for `with` and `async with`; made by `conversation()`.
+    """A conversation for `with`, `async with` and `@`; made by `conversation()`.
 
     Leaving the block restores the conversation around it, sends what tool boundaries are
     left and releases the conversation on each gateway that saw it, waiting half a second at
     most (not at all in a plain `with` on an event loop, which must not be held up). One
     object may be entered again, and by several tasks at once.
+
+    As a decorator of a function, coroutine function, generator function or async generator
+    function it opens a conversation for each call: a new one unless an id was given.
     """
 
     def __init__(
@@ -94,18 +52,26 @@ class Conversation:
         *,
         agent: str | None = None,
         parent_id: str | None = None,
+        root_id: str | None = None,
+        metadata: Mapping[str, Metadatum] | None = None,
         keep_open: bool = False,
         delivery: Delivery | None = None,
+        again: Callable[[], Conversation] | None = None,
     ) -> None:
         self.id: Final = conversation_id
         self.agent: Final = agent
         self.parent_id: Final = parent_id
+        self.root_id: Final = root_id or parent_id or conversation_id
+        """The outermost conversation as far as it is known here: with it the traces are kept or dropped."""
+        self.metadata: Final = MappingProxyType(dict(metadata or {}))
         self._keep_open = keep_open
         self._is_inert = is_disabled()
         self._link = Link(conversation_id, delivery or process_delivery())
         # Reentrant: a generator collected while the lock is held may close its own block.
         self._lock = threading.RLock()
         self._entries: list[Entry] = []
+        self._turn_indexes = itertools.count(1)
+        self._again = again or (lambda: self)
 
     def __repr__(self) -> str:
         return f"Conversation({self.id!r}, agent={self.agent!r}, parent_id={self.parent_id!r})"
@@ -120,6 +86,16 @@ class Conversation:
         """
         emit = None if self._is_inert else self._link.emit
         return ToolCall(name, call_id, agent=self.agent, emit=emit, traced=traced)
+
+    def turn(self) -> Turn:
+        """A turn of the application, for `with` and `async with`, where it is more than one model call."""
+        return Turn(self.id, self.agent, next(self._turn_indexes), traced=not self._is_inert)
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        """The function, each call of it in a conversation like this one."""
+        from conserve_sdk._decorating import around
+
+        return around(self._again, function)
 
     def report(self) -> ConversationReport:
         """What the gateway observed, during the block or after it.
@@ -153,7 +129,7 @@ class Conversation:
         entry = Entry(self, innermost_entry(), self._link.connect)
         with self._lock:
             self._entries.append(entry)
-        _innermost.set(entry)
+        innermost.set(entry)
         return self
 
     def __exit__(
@@ -187,14 +163,14 @@ class Conversation:
             self._entries.remove(entry)
             is_over = not self._entries and not self._keep_open
         around = innermost_entry()
-        _innermost.set(around)
+        innermost.set(around)
         if is_over and not is_inside(around, self.id):
             self._link.release()
         return self._link.flushed() if self._link.is_connected else None
 
     def _entry_to_close(self) -> Entry:
         """This context's own entry; where an async generator is closed from elsewhere, the latest."""
-        entry = _innermost.get()
+        entry = innermost.get()
         while entry is not None:
             if entry.conversation is self and entry.is_open:
                 return entry
@@ -202,41 +178,51 @@ class Conversation:
         return self._entries[-1]
 
 
-def is_inside(entry: Entry | None, conversation_id: str) -> bool:
-    """Whether an open block of that conversation lies around: it goes on after an inner one ends."""
-    while entry is not None:
-        if entry.is_open and entry.conversation.id == conversation_id:
-            return True
-        entry = entry.outer
-    return False
-
-
 def conversation(
     id: str | None = None,  # noqa: A002 - the word that users and the wire have for it
     *,
     agent: str | None = None,
     parent: Conversation | str | None = None,
+    metadata: Mapping[str, Metadatum] | None = None,
     keep_open: bool = False,
 ) -> Conversation:
-    """A conversation to be entered with `with` or `async with`.
+    """A conversation to be entered with `with` or `async with`, or to decorate a function with.
 
     A given `id` continues that conversation, also across processes; none makes a new one.
     Inside another conversation's block, that one is the parent unless `parent` names
-    another. `keep_open` leaves the conversation and its KV cache on the gateway for a later
-    process; else the end of the block releases it. Raises ValueError for an `id` or
-    `parent` without a printable ASCII character.
+    another. `metadata` goes on the spans of this process, never on the wire. `keep_open`
+    leaves the conversation and its KV cache on the gateway for a later process; else the end
+    of the block releases it. Raises ValueError for an `id` or `parent` without a printable
+    ASCII character, and TypeError for metadata that a span can't hold.
     """
     own_id = uuid.uuid4().hex if id is None else _checked(id, "id")
-    return Conversation(own_id, agent=agent, parent_id=_parent_id(own_id, parent), keep_open=keep_open)
+    parent_id, root_id = _ancestors(own_id, parent)
+    return Conversation(
+        own_id,
+        agent=agent,
+        parent_id=parent_id,
+        root_id=root_id,
+        metadata=_checked_metadata(metadata or {}),
+        keep_open=keep_open,
+        again=partial(conversation, id, agent=agent, parent=parent, metadata=metadata, keep_open=keep_open),
+    )
 
 
-def _parent_id(own_id: str, parent: Conversation | str | None) -> str | None:
+def _ancestors(own_id: str, parent: Conversation | str | None) -> tuple[str | None, str | None]:
+    """The parent's id and the outermost conversation's, as far as they are known."""
     if isinstance(parent, str):
-        return _checked(parent, "parent")
+        return _checked(parent, "parent"), None
     around = parent if parent is not None else current_conversation()
     if around is None:
-        return None
-    return around.parent_id if around.id == own_id else around.id
+        return None, None
+    return (around.parent_id if around.id == own_id else around.id), around.root_id
+
+
+def _checked_metadata(metadata: Mapping[str, Metadatum]) -> Mapping[str, Metadatum]:
+    for key, value in metadata.items():
+        if not isinstance(value, (str, bool, int, float)):
+            raise TypeError(f"metadata[{key!r}] is a {type(value).__name__}: give text, a number or a bool")
+    return metadata
 
 
 def _checked(text: str, argument: str) -> str:

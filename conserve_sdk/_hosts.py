@@ -11,6 +11,7 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 _PUBLIC_SUFFIXES: Final = (
     "anthropic.com",
+    "cognitiveservices.azure.com",
     "cohere.com",
     "deepseek.com",
     "fireworks.ai",
@@ -21,6 +22,7 @@ _PUBLIC_SUFFIXES: Final = (
     "openai.com",
     "openrouter.ai",
     "perplexity.ai",
+    "services.ai.azure.com",
     "together.xyz",
     "x.ai",
 )

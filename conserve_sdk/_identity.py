@@ -1,18 +1,25 @@
-"""Whose request or span this is: our own block's, else the LangGraph thread's, and which branch of it."""
+"""Whose request or span this is: our own block's, else what the framework that runs here calls it.
+
+In this order: our block, LangGraph's thread, the OpenAI Agents SDK's group, Pydantic AI's
+conversation. No framework is ever imported for it.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from conserve_sdk import protocol
 from conserve_sdk._control import Gateway
-from conserve_sdk._conversation import innermost_entry, is_inside
+from conserve_sdk._current import innermost_entry, is_inside
+from conserve_sdk._spans import Attribute
 
 _LANGCHAIN_CONFIG: Final = "langchain_core.runnables.config"
+_AGENTS_TRACES: Final = "agents.tracing"
+_PYDANTIC_AI_RUNS: Final = "pydantic_ai._run_context"
 _NAMESPACE_SEPARATOR: Final = "|"
 _SENT: Final = "__pregel_push"
 """How LangGraph's paths of tasks begin that were sent (`Send`), several of one node at once."""
@@ -25,13 +32,16 @@ class Identity:
     `note_gateway` takes where a request goes and gives back what to call once it was
     answered; None where no conversation object is there to be told. `other_thread_id` is the
     running graph's thread, where that is named otherwise than every conversation around.
-    `branch` names the part of a LangGraph thread whose prompts grow beside the others': a
-    subgraph's run, or a task that was sent.
+    `root_id` is the outermost conversation, as far as it is known. `branch` names the part of
+    a LangGraph thread whose prompts grow beside the others': a subgraph's run, or a task that
+    was sent.
     """
 
     conversation_id: str
     parent_id: str | None = None
+    root_id: str | None = None
     agent: str | None = None
+    metadata: Mapping[str, Attribute] = field(default_factory=dict)
     branch: str | None = None
     other_thread_id: str | None = None
     note_gateway: Callable[[Gateway], Callable[[], None]] | None = None
@@ -53,13 +63,18 @@ def resolve_identity() -> Identity | None:
     thread_id = _thread_id(config)
     entry = innermost_entry()
     if entry is None:
-        return Identity(thread_id, branch=_branch(config)) if thread_id is not None else None
+        if thread_id is not None:
+            return Identity(thread_id, branch=_branch(config))
+        framework_id = _agents_group_id() or _pydantic_ai_id()
+        return Identity(framework_id) if framework_id is not None else None
     conversation = entry.conversation
     is_other = thread_id is not None and not is_inside(entry, thread_id)
     return Identity(
         conversation.id,
         conversation.parent_id,
+        conversation.root_id,
         conversation.agent,
+        conversation.metadata,
         # A conversation of its own inside a node is a child already.
         branch=_branch(config) if thread_id == conversation.id else None,
         other_thread_id=thread_id if is_other else None,
@@ -77,6 +92,22 @@ def _langgraph_config() -> dict[str, Any]:
 def _thread_id(config: dict[str, Any]) -> str | None:
     thread_id = (config.get("configurable") or {}).get("thread_id")
     return protocol.clean_id(str(thread_id)) if thread_id is not None else None
+
+
+def _agents_group_id() -> str | None:
+    """The group of the trace that the OpenAI Agents SDK runs; its user says that it is one conversation."""
+    module = sys.modules.get(_AGENTS_TRACES)
+    read: Callable[[], Any] | None = getattr(module, "get_current_trace", None)
+    group_id = getattr(read(), "group_id", None) if read is not None else None
+    return protocol.clean_id(group_id) if isinstance(group_id, str) else None
+
+
+def _pydantic_ai_id() -> str | None:
+    """The conversation that Pydantic AI's current run belongs to; it makes one up for each that has none."""
+    module = sys.modules.get(_PYDANTIC_AI_RUNS)
+    read: Callable[[], Any] | None = getattr(module, "get_current_run_context", None)
+    conversation_id = getattr(read(), "conversation_id", None) if read is not None else None
+    return protocol.clean_id(conversation_id) if isinstance(conversation_id, str) else None
 
 
 def _branch(config: dict[str, Any]) -> str | None:

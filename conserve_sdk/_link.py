@@ -33,6 +33,7 @@ class Link:
         self._unreleased: set[str] = set()
         self._answering: set[str] = set()
         self._held: deque[tuple[ToolEvent, float]] = deque(maxlen=HELD_EVENTS)
+        self._open_calls: dict[str, int] = {}
 
     @property
     def is_connected(self) -> bool:
@@ -60,12 +61,24 @@ class Link:
                 self._delivery.put(Boundary(gateway, self._conversation_id, event, at_s))
 
     def emit(self, event: ToolEvent, at_s: float) -> None:
-        """Send a boundary that happened at `at_s` (monotonic), or hold it until a gateway has answered."""
+        """Send a boundary that happened at `at_s` (monotonic), or hold it until a gateway has answered.
+
+        A call that two of a framework's hooks report, one around the other, is told once.
+        """
         with self._lock:
+            if not self._is_outermost(event):
+                return
             if not self._answering:
                 self._held.append((event, at_s))
             for root in sorted(self._answering):
                 self._delivery.put(Boundary(self._gateways[root], self._conversation_id, event, at_s))
+
+    def _is_outermost(self, event: ToolEvent) -> bool:
+        open_calls = self._open_calls.pop(event.call_id, 0)
+        now_open = open_calls + (1 if event.kind == "start" else -1)
+        if now_open > 0:
+            self._open_calls[event.call_id] = now_open
+        return open_calls + now_open <= 1
 
     def release(self) -> None:
         """Tell every gateway that saw the conversation since its last release that it has ended."""

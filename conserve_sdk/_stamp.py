@@ -33,6 +33,8 @@ class ConversationStamp(SpanProcessor):
             span.set_attribute(_names.PARENT_CONVERSATION_ID, identity.parent_id)
         if identity.agent is not None:
             span.set_attribute(_names.AGENT, identity.agent)
+        for key, value in identity.metadata.items():
+            span.set_attribute(_names.METADATA + key, value)
 
 
 def _set_id(span: Span, conversation_id: str) -> None:

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import uuid
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import Self
 
 from conserve_sdk import _names
+from conserve_sdk._spans import BlockSpan, start_span
 from conserve_sdk.protocol import Outcome, ToolEvent
-
-if TYPE_CHECKING:
-    from opentelemetry.context import Context
-    from opentelemetry.trace import Span
 
 Emit = Callable[[ToolEvent, float], None]
 """Takes a boundary and the monotonic second at which it happened."""
-
-_SCOPE: Final = "conserve_sdk"
 
 
 class ToolCall:
@@ -39,13 +33,13 @@ class ToolCall:
         self._agent = agent
         self._emit = emit
         self._traced = traced
-        self._span: _ToolSpan | None = None
+        self._span: BlockSpan | None = None
         self._started_s = 0.0
 
     def __enter__(self) -> Self:
-        self._started_s = time.monotonic()
+        self._started_s, self.outcome = time.monotonic(), None
         if self._emit is not None:
-            self._span = _start_span(self.name, self.call_id, self._agent) if self._traced else None
+            self._span = self._start_span() if self._traced else None
             self._emit(ToolEvent("start", self.call_id, self.name), self._started_s)
         return self
 
@@ -55,6 +49,8 @@ class ToolCall:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self.outcome is not None:
+            return  # whoever ends a call late finds it ended, for one by the task that ran it
         ended_s = time.monotonic()
         self.duration_s = ended_s - self._started_s
         self.outcome = _outcome(exc)
@@ -65,6 +61,15 @@ class ToolCall:
                 "end", self.call_id, self.name, duration_s=self.duration_s, outcome=self.outcome
             )
             self._emit(event, ended_s)
+
+    def _start_span(self) -> BlockSpan | None:
+        attributes = {
+            _names.OPERATION: _names.EXECUTE_TOOL,
+            _names.TOOL_NAME: self.name,
+            _names.TOOL_CALL_ID: self.call_id,
+            **({} if self._agent is None else {_names.AGENT_NAME: self._agent}),
+        }
+        return start_span(f"{_names.EXECUTE_TOOL} {self.name}", attributes)
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
@@ -82,44 +87,3 @@ def _outcome(exc: BaseException | None) -> Outcome:
     if exc is None:
         return Outcome.COMPLETED
     return Outcome.FAILED if isinstance(exc, Exception) else Outcome.CANCELLED
-
-
-class _ToolSpan:
-    """The `execute_tool` span, current inside the block.
-
-    No context token is kept: a token cannot be given back from another task, which is where
-    an async generator may be closed. So the context before is put back by value, and only
-    where this span is still the current one.
-    """
-
-    def __init__(self, span: Span, before: Context) -> None:
-        self._span = span
-        self._before = before
-
-    def end(self, exc: BaseException | None) -> None:
-        from opentelemetry import context, trace
-
-        if trace.get_current_span() is self._span:
-            context.attach(self._before)
-        if exc is not None:
-            self._span.set_attribute(_names.ERROR_TYPE, type(exc).__qualname__)
-            self._span.set_status(trace.StatusCode.ERROR)
-        self._span.end()
-
-
-def _start_span(name: str, call_id: str, agent: str | None) -> _ToolSpan | None:
-    """Open the span; None where nothing in this process has loaded OpenTelemetry."""
-    if "opentelemetry.trace" not in sys.modules:
-        return None
-    from opentelemetry import context, trace
-
-    attributes = {
-        _names.OPERATION: _names.EXECUTE_TOOL,
-        _names.TOOL_NAME: name,
-        _names.TOOL_CALL_ID: call_id,
-        **({} if agent is None else {_names.AGENT_NAME: agent}),
-    }
-    before = context.get_current()
-    span = trace.get_tracer(_SCOPE).start_span(f"{_names.EXECUTE_TOOL} {name}", attributes=attributes)
-    context.attach(trace.set_span_in_context(span))
-    return _ToolSpan(span, before)

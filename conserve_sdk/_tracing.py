@@ -8,6 +8,9 @@ import logging
 import os
 import pathlib
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
 from conserve_sdk._settings import is_disabled, is_set
@@ -17,36 +20,65 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("conserve_sdk")
 
-_INSTRUMENTORS: Final = (
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What is turned on once `library` is imported: `function` of `module`, if that is installed.
+
+    `mark` is a name in the library: other packages are called `agents` too.
+    """
+
+    library: str
+    module: str
+    function: str
+    mark: str | None = None
+
+
+_SPANS: Final = (
     # Its `chat` spans keep the OpenAI instrumentation quiet underneath: one tree, no doubles.
-    ("langchain_core", "opentelemetry.instrumentation.genai.langchain", "LangChainInstrumentor"),
-    ("openai", "opentelemetry.instrumentation.genai.openai", "OpenAIInstrumentor"),
+    _Part("langchain_core", "opentelemetry.instrumentation.genai.langchain", "LangChainInstrumentor"),
+    _Part("openai", "opentelemetry.instrumentation.genai.openai", "OpenAIInstrumentor"),
+    _Part(
+        "agents", "opentelemetry.instrumentation.genai.openai_agents", "OpenAIAgentsInstrumentor", "Runner"
+    ),
 )
-"""Library, module and class of each official instrumentation that is turned on where installed."""
+"""OpenTelemetry's own instrumentations, one a library."""
+
+_BOUNDARIES: Final = (
+    _Part("langchain_core", "conserve_integrations.langgraph", "activate"),
+    _Part("agents", "conserve_integrations.openai_agents", "activate", "Runner"),
+    _Part("pydantic_ai", "conserve_integrations.pydantic_ai", "activate"),
+)
+"""What tells the gateway of a framework's tools."""
 
 
 def instrument(service_name: str | None = None) -> pathlib.Path | None:
-    """Trace this process; the file that its spans go to, None where they go elsewhere.
+    """Trace this process and report its tools; the file that spans go to, None where they go elsewhere.
 
     Sets up a tracer provider unless the process has one: exporting over OTLP/HTTP where the
     standard variables name an endpoint, else as OTLP JSON lines to
     `<trace folder>/<service>-<pid>.jsonl` and its older half `….1.jsonl`, at most 64 MiB
     each. The trace folder is `$CONSERVE_TRACE_DIR`, else `conserve/traces` under
     `$XDG_STATE_HOME`; `OTEL_TRACES_EXPORTER=none` sets up no provider. A provider that is
-    there keeps its exporters and gains the conversation on its spans. Then the official
-    instrumentations of OpenAI and LangChain are turned on, those that are installed and not
-    active; no message content is recorded unless their own variables ask for it.
+    there keeps its exporters and gains the conversation on its spans. Then, as each library is
+    imported (or has been), what is not active yet is turned on: the official instrumentations
+    of OpenAI, LangChain and the OpenAI Agents SDK, Pydantic AI's own, and the tool boundaries
+    of LangGraph, the Agents SDK and Pydantic AI. No message content is recorded unless the
+    instrumentations' own variables ask for it.
 
     `service_name` is `$OTEL_SERVICE_NAME`, else the script's name, unless given. Nothing
-    happens with `OTEL_SDK_DISABLED` or `CONSERVE_DISABLED` set. Call it once, early; a
-    second call changes nothing.
+    happens with `CONSERVE_DISABLED` set, and no spans are made with `OTEL_SDK_DISABLED`. Call
+    it once, early; a second call changes nothing.
     """
-    if is_disabled() or is_set("OTEL_SDK_DISABLED"):
+    if is_disabled():
         return None
-    path = _ensure_provider(service_name or _default_service_name())
-    for library, module, name in _INSTRUMENTORS:
-        if _is_installed(library) and _is_installed(module):
-            _activate(module, name)
+    path = None
+    if not is_set("OTEL_SDK_DISABLED"):
+        path = _ensure_provider(service_name or _default_service_name())
+        for part in _SPANS:
+            _when_imported(part, _turn_on_spans)
+    for part in _BOUNDARIES:
+        _when_imported(part, _turn_on)
     return path
 
 
@@ -92,6 +124,17 @@ def _default_service_name() -> str:
     return os.environ.get("OTEL_SERVICE_NAME") or pathlib.Path(sys.argv[0]).stem or "agent"
 
 
+def _when_imported(part: _Part, turn_on: Callable[[_Part], None]) -> None:
+    """Now, or as soon as the library is there: none is imported for being installed."""
+    import wrapt
+
+    def imported(module: ModuleType) -> None:
+        if (part.mark is None or hasattr(module, part.mark)) and _is_installed(part.module):
+            _guarded(part, turn_on)
+
+    wrapt.register_post_import_hook(imported, part.library)
+
+
 def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
@@ -99,13 +142,22 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def _activate(module: str, name: str) -> None:
-    """Turn an instrumentation on, unless it is; one that fails leaves the agent untraced, not broken."""
+def _guarded(part: _Part, turn_on: Callable[[_Part], None]) -> None:
+    """What fails leaves the agent untraced, not broken."""
     try:
-        instrumentor = getattr(importlib.import_module(module), name)()
-        if not instrumentor.is_instrumented_by_opentelemetry:
-            # The check asks for distributions that the instrumentation does not need, such as
-            # `langchain` where `langchain-core` and `langgraph` are enough.
-            instrumentor.instrument(skip_dep_check=True)
+        turn_on(part)
     except Exception:  # noqa: BLE001 - a foreign package, anything may come
-        _log.warning("could not turn on %s.%s", module, name, exc_info=True)
+        _log.warning("could not turn on %s.%s", part.module, part.function, exc_info=True)
+
+
+def _turn_on(part: _Part) -> None:
+    getattr(importlib.import_module(part.module), part.function)()
+
+
+def _turn_on_spans(part: _Part) -> None:
+    """Turn an instrumentation on, unless it is."""
+    instrumentor = getattr(importlib.import_module(part.module), part.function)()
+    if not instrumentor.is_instrumented_by_opentelemetry:
+        # The check asks for distributions that the instrumentation does not need, such as
+        # `langchain` where `langchain-core` and `langgraph` are enough.
+        instrumentor.instrument(skip_dep_check=True)

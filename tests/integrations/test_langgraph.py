@@ -15,8 +15,10 @@ import pytest
 from langchain_core.messages import HumanMessage
 from langchain_core.tools import BaseTool, StructuredTool, ToolException
 from langchain_openai import ChatOpenAI
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
+from langgraph.types import Command, interrupt
 
 import conserve_sdk as conserve
 from conserve_integrations.langgraph import ToolBoundaries, run_config
@@ -46,26 +48,41 @@ class Agent:
 
 
 @asynccontextmanager
-async def agent_with(*tools: BaseTool, handles_errors: bool = False) -> AsyncIterator[Agent]:
+async def agent_with(
+    *tools: BaseTool, handles_errors: bool = False, is_sync: bool = False, checkpointer: Any = None
+) -> AsyncIterator[Agent]:
     script = (
         Rule(match=QUESTION, tool_calls=tuple(ScriptedCall(tool.name, {}) for tool in tools)),
         Rule(reply="done"),
     )
     engine = engine_config(Role.DECODE, "decode-0", script=script)
-    async with served(decode=[engine]) as gateway, httpx2.AsyncClient() as http:
+    async with served(decode=[engine]) as gateway, httpx2.AsyncClient() as http, in_thread_client() as sync:
         llm = ChatOpenAI(
-            model=MODEL, base_url=f"{gateway.url}/v1", api_key=lambda: "-", http_async_client=http
+            model=MODEL,
+            base_url=f"{gateway.url}/v1",
+            api_key=lambda: "-",
+            http_async_client=http,
+            http_client=sync,
         )
         bound = conserve.wrap(llm).bind_tools(tools)
 
         async def think(state: MessagesState) -> dict[str, Any]:
             return {"messages": [await bound.ainvoke(state["messages"])]}
 
-        graph = StateGraph(MessagesState).add_node("think", think)
+        def think_sync(state: MessagesState) -> dict[str, Any]:
+            return {"messages": [bound.invoke(state["messages"])]}
+
+        graph = StateGraph(MessagesState).add_node("think", think_sync if is_sync else think)
         graph.add_node("tools", ToolNode(tools, handle_tool_errors=handles_errors))
         graph.add_edge(START, "think").add_conditional_edges("think", tools_condition)
         graph.add_edge("tools", "think")
-        yield Agent(graph.compile(), gateway)
+        yield Agent(graph.compile(checkpointer=checkpointer), gateway)
+
+
+@asynccontextmanager
+async def in_thread_client() -> AsyncIterator[httpx2.Client]:
+    with httpx2.Client() as client:
+        yield client
 
 
 def sync_tool(name: str, function: Callable[[], str] = lambda: "done") -> BaseTool:
@@ -233,3 +250,48 @@ async def test_a_tool_has_one_span_which_is_the_instrumentations(spans: Spans) -
     assert len(spans.named("chat")) == 2
     assert len(report.tools) == 2
     assert len({span.context.trace_id for span in spans.all() if span.context}) == 1
+
+
+async def test_a_tool_that_interrupts_is_cancelled_and_the_resumed_graph_keeps_its_decoder() -> None:
+    def ask() -> str:
+        return str(interrupt("may I?"))
+
+    async with agent_with(sync_tool("ask", ask), checkpointer=InMemorySaver()) as agent:
+        async with conserve.conversation("ticket-1", keep_open=True) as first:
+            await agent.run(first)
+        assert outcomes((await first.areport()).tools) == {"ask": Outcome.CANCELLED}
+        async with conserve.conversation("ticket-1") as second, asyncio.timeout(LIMIT_S):
+            await agent.graph.ainvoke(Command(resume="yes"), config=run_config(second))
+        report = await second.areport()
+    assert report.tools[-1].outcome is Outcome.COMPLETED
+    assert ([turn.path for turn in report.turns], report.kv_transfers) == (["remote-prefill", "pinned"], 1)
+
+
+async def test_a_streamed_graph_streams_its_turns_and_reports_its_tools() -> None:
+    async with agent_with(sync_tool("search")) as agent:
+        async with conserve.conversation() as conversation, asyncio.timeout(LIMIT_S):
+            state: Any = {"messages": [HumanMessage(QUESTION)]}
+            steps = agent.graph.astream(state, run_config(conversation), stream_mode="messages")
+            assert [step async for step in steps]
+        report = await conversation.areport()
+    assert [turn.streamed for turn in report.turns] == [True, True]
+    assert outcomes(report.tools) == {"search": Outcome.COMPLETED}
+
+
+async def test_a_graph_run_in_a_thread_reports_its_tools() -> None:
+    async with agent_with(sync_tool("search"), is_sync=True) as agent:
+        with conserve.conversation() as conversation:
+            state: Any = {"messages": [HumanMessage(QUESTION)]}
+            await asyncio.to_thread(agent.graph.invoke, state, run_config(conversation))
+        report = await conversation.areport()
+    assert (len(report.turns), outcomes(report.tools)) == (2, {"search": Outcome.COMPLETED})
+
+
+async def test_after_instrument_a_graph_reports_its_tools_without_being_told_to(spans: Spans) -> None:
+    conserve.instrument()
+    async with agent_with(sync_tool("search")) as agent:
+        async with conserve.conversation() as conversation, asyncio.timeout(LIMIT_S):
+            state: Any = {"messages": [HumanMessage(QUESTION)]}
+            await agent.graph.ainvoke(state, conversation.langgraph_config())
+        report = await conversation.areport()
+    assert [(tool.name, tool.outcome) for tool in report.tools] == [("search", Outcome.COMPLETED)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -224,7 +225,16 @@ def _uninstrument() -> None:
     from opentelemetry.instrumentation.genai.langchain import LangChainInstrumentor
     from opentelemetry.instrumentation.genai.openai import OpenAIInstrumentor
 
-    for kind in (LangChainInstrumentor, OpenAIInstrumentor):
-        instrumentor: Any = kind()
+    kinds: list[Any] = [LangChainInstrumentor, OpenAIInstrumentor]
+    if "agents" in sys.modules:
+        from opentelemetry.instrumentation.genai.openai_agents import OpenAIAgentsInstrumentor
+
+        kinds.append(OpenAIAgentsInstrumentor)
+    for kind in kinds:
+        instrumentor = kind()
         if instrumentor.is_instrumented_by_opentelemetry:
             instrumentor.uninstrument()
+    if "pydantic_ai" in sys.modules:
+        from pydantic_ai import Agent
+
+        Agent.instrument_all(False)

@@ -13,12 +13,17 @@ import conserve_sdk
 ROOT = Path(__file__).parents[2]
 
 _USER = """
+from collections.abc import AsyncIterator, Iterator
+
 import conserve_sdk as conserve
 from langchain_openai import ChatOpenAI
-from openai import AsyncOpenAI, OpenAI
+from openai import AsyncOpenAI, AzureOpenAI, OpenAI
 
 sync: OpenAI = conserve.wrap(OpenAI())
 asynchronous: AsyncOpenAI = conserve.wrap(AsyncOpenAI(), base_url="http://localhost:8000/v1")
+azure: AzureOpenAI = conserve.wrap(AzureOpenAI(base_url="http://localhost:8000/v1", api_version="1"))
+ready = OpenAI(http_client=conserve.http_client("http://localhost:8000/v1", timeout=60.0))
+ready_async = AsyncOpenAI(http_client=conserve.async_http_client("http://localhost:8000/v1"))
 chat: ChatOpenAI = conserve.wrap(ChatOpenAI(model="m"))
 
 
@@ -32,8 +37,38 @@ async def look_up(word: str) -> str:
     return word
 
 
+@conserve.conversation(agent="a")
+def answer(question: str) -> str:
+    return question
+
+
+@conserve.conversation("c", parent="p")
+async def answer_async(question: str) -> str:
+    return question
+
+
+@conserve.conversation()
+def stream(question: str) -> Iterator[str]:
+    yield question
+
+
+@conserve.conversation()
+async def stream_async(question: str) -> AsyncIterator[str]:
+    yield question
+
+
+async def decorated() -> list[str]:
+    words: list[str] = [answer("a"), await answer_async("b"), *stream("c")]
+    return words + [word async for word in stream_async("d")]
+
+
 def turn() -> float | None:
-    with conserve.conversation("c", agent="a", keep_open=True) as conversation:
+    metadata: dict[str, str | int] = {"tier": 2}
+    with conserve.conversation("c", agent="a", metadata=metadata, keep_open=True) as conversation:
+        with conversation.turn() as turn:
+            turn.record(question="?", answer=None)
+        index: int = turn.index
+        print(index)
         with conversation.tool("search", call_id="1") as call:
             number: int = add(1, b=2)
         chat.invoke(str(number), conversation.langgraph_config())
@@ -63,6 +98,14 @@ def add(a: int, b: int) -> int:
 
 add("1", 2)
 conserve.conversation(7)
+
+
+@conserve.conversation()
+def answer(question: str) -> str:
+    return question
+
+
+answer(2)
 """
 
 
@@ -114,3 +157,4 @@ def test_wrong_use_is_found_by_the_type_checker(tmp_path: Path) -> None:
     found = type_check(_MISUSE, tmp_path)
     assert 'Argument 1 to "add" has incompatible type "str"' in found
     assert 'Argument 1 to "conversation" has incompatible type "int"' in found
+    assert 'Argument 1 to "answer" has incompatible type "int"' in found

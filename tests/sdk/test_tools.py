@@ -176,3 +176,14 @@ def test_generator_functions_are_refused_with_the_way_out() -> None:
 
     with pytest.raises(TypeError, match=r"conversation\.tool\(\)"):
         conserve.tool(answers)
+
+
+def test_a_call_that_is_ended_twice_is_told_once(client: OpenAI, control: FakeControl) -> None:
+    with conserve.conversation() as conversation:
+        client.chat.completions.create(model="m", messages=[])
+        call = conversation.tool("search")
+        with call:
+            pass
+        call.__exit__(ValueError, ValueError(), None)  # a watcher that comes late
+    assert call.outcome is conserve.Outcome.COMPLETED
+    assert [event["kind"] for event in control.events()] == ["start", "end"]

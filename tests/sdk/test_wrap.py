@@ -224,22 +224,13 @@ def test_an_unsupported_object_is_named_with_what_is_accepted() -> None:
         conserve.wrap(None)
 
 
-def test_a_client_of_the_old_httpx_is_refused_with_the_reason() -> None:
-    import httpx
-
-    with httpx.Client() as http, pytest.raises(conserve.UnsupportedClient, match="httpx2"):
-        conserve.wrap(http)
-    with httpx.Client() as http, pytest.raises(conserve.UnsupportedClient, match="httpx2"):
-        conserve.wrap(OpenAI(base_url="http://127.0.0.1:9/v1", api_key="k", http_client=http))  # type: ignore[arg-type]
-
-
 def test_a_failing_tagger_leaves_the_users_call_alone(
     model: FakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> None:
         raise RuntimeError("no")
 
-    monkeypatch.setattr("conserve_sdk._wrap.resolve_identity", fail)
+    monkeypatch.setattr("conserve_sdk._tagging.resolve_identity", fail)
     client = conserve.wrap(model.client())
     with conserve.conversation("c-1"):
         assert ask(client).choices[0].message.content == "3"

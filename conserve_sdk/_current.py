@@ -1,0 +1,74 @@
+"""Which conversation's block is running here, kept in one context variable."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextvars import ContextVar, copy_context
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from conserve_sdk._control import Gateway
+    from conserve_sdk._conversation import Conversation
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One entering of a conversation, linked to the one around it.
+
+    `note_gateway` is told where the requests made inside went.
+    """
+
+    conversation: Conversation
+    outer: Entry | None
+    note_gateway: Callable[[Gateway], Callable[[], None]]
+    is_open: bool = True
+
+
+innermost: Final[ContextVar[Entry | None]] = ContextVar("conserve_conversation", default=None)
+
+
+def innermost_entry() -> Entry | None:
+    """The innermost entry that has not been left, wherever it was left."""
+    entry = innermost.get()
+    while entry is not None and not entry.is_open:
+        entry = entry.outer
+    return entry
+
+
+def is_inside(entry: Entry | None, conversation_id: str) -> bool:
+    """Whether an open block of that conversation lies around: it goes on after an inner one ends."""
+    while entry is not None:
+        if entry.is_open and entry.conversation.id == conversation_id:
+            return True
+        entry = entry.outer
+    return False
+
+
+def current_conversation() -> Conversation | None:
+    """The conversation whose block is running here; None outside of one.
+
+    Tasks, and threads started with `bind_context`, see the conversation that was current
+    where they were started, until its block ends.
+    """
+    entry = innermost_entry()
+    return entry.conversation if entry is not None else None
+
+
+def bind_context(function: Callable[P, R]) -> Callable[P, R]:
+    """`function` as seen from here: run in another thread, it keeps this conversation and span.
+
+    For `ThreadPoolExecutor.submit` and `map`, whose threads know no conversation of their
+    own. Each call runs in a copy, so nothing stays behind on a thread that is used again.
+    """
+    here = copy_context()
+
+    @functools.wraps(function)
+    def bound(*args: P.args, **kwargs: P.kwargs) -> R:
+        return here.copy().run(function, *args, **kwargs)
+
+    return bound
