@@ -30,12 +30,10 @@ Event = tuple[float, int, Callable[..., None], tuple[object, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run left behind. `conversations` are those of the records' numbers; `ends_s` the last event."""
+    """What a run left behind, `ends_s` seconds after its start. Records number conversations by arrival."""
 
     records: Records
     engines: dict[str, EngineModel]
-    conversations: list[ConversationShape]
-    arrivals_s: list[float]
     ends_s: float
     events: int
     scheduler: Scheduler
@@ -86,8 +84,7 @@ class Simulator:
         self._next_turn = 0
         self._next_request = 0
         self._turns: dict[int, _Turn] = {}
-        self._conversations: list[ConversationShape] = []
-        self._arrivals_s: list[float] = []
+        self._begun = 0
         self._arrivals: Iterator[Arrival] = iter(())
         self._live = 0
         self._has_more = True
@@ -110,8 +107,6 @@ class Simulator:
         return Outcome(
             self._records,
             self._engines,
-            self._conversations,
-            self._arrivals_s,
             self._now_s,
             events,
             self._scheduler,
@@ -130,9 +125,8 @@ class Simulator:
             self._at(max(arrival.at_s, self._now_s), self._begin, arrival.conversation)
 
     def _begin(self, shape: ConversationShape) -> None:
-        conversation = _Conversation(len(self._conversations), shape)
-        self._conversations.append(shape)
-        self._arrivals_s.append(self._now_s)
+        conversation = _Conversation(self._begun, shape)
+        self._begun += 1
         self._live += 1
         gap_s = shape.turns[0].gap_s
         if gap_s > 0:
