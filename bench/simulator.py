@@ -128,10 +128,8 @@ def decisions(policy: str, engines: int, conversations: int = 500) -> dict[str, 
     for profile in profiles:
         scheduler.on_engine_up(profile.name, 400_000)
     took: dict[bool, list[float]] = {True: [], False: []}
-    turn_id, now_s = 0, 0.0
     for number in range(TURNS * conversations):
-        turn_id += 1
-        now_s += 0.001
+        turn_id, now_s = number + 1, number / 1000
         is_first, conversation = number < conversations, f"c{number % conversations}"
         prompt = 13_400 if is_first else 14_000 + 300 * (number // conversations)
         turn = Turn(turn_id, conversation, prompt)

@@ -87,13 +87,13 @@ class EngineModel:
             )
         self._wait(request)
 
-    def received(self, request: Request, *, has_come: bool = True) -> None:
+    def received(self, request: Request, *, has_come: bool = True, left_tokens: int = 1) -> None:
         """The KV that an admitted request waited for has come: its last token is left to compute.
 
         If it never comes, the engine computes what it has not cached.
         """
         if has_come:
-            request.computed = request.length - 1
+            request.computed = request.length - left_tokens
         del self._receiving[request.order]
         self._prefilling.append(request)
 
