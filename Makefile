@@ -9,44 +9,58 @@ UV_VERSION := 0.13.8
 SOURCES := conserve_sdk server/conserve_server server/conserve_vllm integrations/conserve_integrations
 TYPED := $(SOURCES) tests examples bench
 
-.PHONY: demo check test lint format types unit env vllm-env bench-sdk bench-identity bench-kv grids clean
-
+.PHONY: demo
 demo: env $(if $(filter vllm,$(ENGINE)),vllm-env)
 	$(BIN)/conserve demo --engine $(ENGINE) $(DEMO_FLAGS)
 
+.PHONY: test
 test: check vllm-env
 	$(BIN)/python -m pytest -m "slow or real"
 
+.PHONY: check
 check: lint types unit
 
+.PHONY: lint
 lint: env
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
+.PHONY: format
 format: env
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+.PHONY: types
 types: env
 	$(BIN)/mypy $(TYPED)
 
+.PHONY: unit
 unit: env
 	$(BIN)/python -m pytest -q -n auto -m "not slow and not real"
 
+.PHONY: bench-sdk
 bench-sdk: env
 	$(BIN)/python bench/sdk_overhead.py
 
+.PHONY: bench-identity
 bench-identity: env
 	$(BIN)/python bench/identity.py
 
+.PHONY: bench-simulator
+bench-simulator: env
+	$(BIN)/python bench/simulator.py
+
 # Samples again the step time grids that the simulator ships with; the package it asks is large.
+.PHONY: grids
 grids: env
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --constraint constraints/dev.txt --editable '.[simulation]'
 	$(BIN)/python tools/compile_grids.py
 
+.PHONY: bench-kv
 bench-kv: env vllm-env
 	$(BIN)/python bench/kv.py $(BENCH_FLAGS)
 
+.PHONY: env
 env: $(VENV)/.ready
 
 # uv resolves and installs in seconds what takes pip half a minute.
@@ -57,8 +71,10 @@ $(VENV)/.ready: pyproject.toml constraints/dev.txt
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --constraint constraints/dev.txt --editable '.[dev]'
 	@touch $@
 
+.PHONY: vllm-env
 vllm-env:
 	$(PYTHON) tools/install_vllm.py .venv-vllm
 
+.PHONY: clean
 clean:
 	rm -rf $(VENV) .venv-vllm build

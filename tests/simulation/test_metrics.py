@@ -76,8 +76,9 @@ def test_gaps_are_told_to_one_percent() -> None:
 
 def test_a_conversation_alone_in_the_fleet_takes_as_long_as_alone() -> None:
     shape = conversation("a", (1600, 17), (100, 5))
-    outcome = run("collocated", workload((0.0, shape)), fleet(0, 1))
-    alone = Standalone(engine("any")).all_of(outcome.conversations)
+    work = workload((0.0, shape))
+    outcome = run("collocated", work, fleet(0, 1))
+    alone = Standalone(engine("any")).all_of(work)
     found = metrics(outcome.records, [], 1.0, alone=alone).x_alone
     assert found is not None
     assert (found.ttfet.p95, found.last_tbt.p95, found.e2e.p95) == pytest.approx((1.0, 1.0, 1.0))

@@ -19,9 +19,9 @@ from conserve_server.scheduling.policy import ClusterView, TurnView
 class AMPDEmulated:
     """ConServe with prediction errors."""
 
-    def __init__(self, config: AMPDEmulatedConfig) -> None:
+    def __init__(self, config: AMPDEmulatedConfig, conserve: ConServe | None = None) -> None:
         self._config = config
-        self._conserve = ConServe()
+        self._conserve = conserve or ConServe()
 
     def place(self, turn: TurnView, cluster: ClusterView) -> Placement | None:
         bound = turn.bound_decoder

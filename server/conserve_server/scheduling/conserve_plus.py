@@ -28,10 +28,9 @@ class ConServePlus:
         self._estimates = Estimates(estimates)
 
     def place(self, turn: TurnView, cluster: ClusterView) -> Placement | None:
-        acting = acting_prefillers(cluster, self._config)
         if turn.bound_decoder is not None:
-            return self._place_later(turn, turn.bound_decoder, cluster, acting)
-        return self._place_first(turn, cluster, acting)
+            return self._place_later(turn, turn.bound_decoder, cluster)
+        return self._place_first(turn, cluster, acting_prefillers(cluster, self._config))
 
     # -- first turns ---------------------------------------------------------------------------
 
@@ -74,13 +73,11 @@ class ConServePlus:
 
     # -- later turns ---------------------------------------------------------------------------
 
-    def _place_later(
-        self, turn: TurnView, bound: str, cluster: ClusterView, acting: Sequence[EngineView]
-    ) -> Placement:
-        decoder = cluster.engine(bound)
-        if decoder is None or not self._is_long(turn, bound):
+    def _place_later(self, turn: TurnView, bound: str, cluster: ClusterView) -> Placement:
+        decoder = cluster.engine(bound) if self._is_long(turn, bound) else None
+        if decoder is None:
             return placed(turn, bound, None)
-        others = [p for p in acting if p.name != bound]
+        others = [p for p in acting_prefillers(cluster, self._config) if p.name != bound]
         best = min(others, key=lambda p: self._estimates.remote_s(turn, p, decoder), default=None)
         if best is None:
             return placed(turn, bound, None)

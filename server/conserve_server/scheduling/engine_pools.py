@@ -8,6 +8,7 @@ from conserve_server.core.policy_config import EstimatesConfig
 from conserve_server.scheduling.engine_state import EngineProfile, EngineState
 from conserve_server.scheduling.ledger import DecoderLedger
 from conserve_server.scheduling.policy import EngineView
+from conserve_server.scheduling.view_cache import ViewCache
 
 
 class EnginePools:
@@ -23,6 +24,7 @@ class EnginePools:
         self._up: dict[str, EngineState] = {}
         self.ledgers: dict[str, DecoderLedger] = {}
         """Reservations of each engine that is up and may hold conversations."""
+        self._views = ViewCache(self._view)
         for profile in profiles:
             self.add(profile)
 
@@ -45,6 +47,7 @@ class EnginePools:
         """Whether the engine takes nothing new. Survives its restart."""
         self._known(name)
         (self._draining.add if is_draining else self._draining.discard)(name)
+        self._views.mark(name)
 
     def is_drained(self, name: str) -> bool:
         """Whether a draining engine holds and runs nothing any more, so that it may go."""
@@ -59,16 +62,19 @@ class EnginePools:
         """The engine serves from now on; one that is up already gets its capacity corrected."""
         profile = self._known(name)
         if name not in self._up:
-            ledger = DecoderLedger(capacity_tokens, self._budget_fraction)
+            changed = self._views.marker(name)
             if profile.takes_conversations:
-                self.ledgers[name] = ledger
-            self._up[name] = EngineState(profile, self.ledgers.get(name), self._estimates)
+                self.ledgers[name] = DecoderLedger(capacity_tokens, self._budget_fraction, changed)
+            self._up[name] = EngineState(profile, self.ledgers.get(name), self._estimates, changed)
+            self._views.set_engines(each for each in self._profiles if each in self._up)
         elif name in self.ledgers:
             self.ledgers[name].capacity_tokens = capacity_tokens
+            self._views.mark(name)
 
     def down(self, name: str) -> tuple[str, ...]:
         """Forget what the engine held; the conversations that held KV on it."""
-        self._up.pop(name, None)
+        if self._up.pop(name, None) is not None:
+            self._views.set_engines(each for each in self._profiles if each in self._up)
         ledger = self.ledgers.pop(name, None)
         return ledger.conversations if ledger else ()
 
@@ -88,11 +94,12 @@ class EnginePools:
 
     def views(self, now_s: float) -> tuple[EngineView, ...]:
         """The engines that are up, in the order in which they became known."""
-        return tuple(
-            self._up[name].view(now_s, is_draining=name in self._draining)
-            for name in self._profiles
-            if name in self._up
-        )
+        return self._views.at(now_s)
+
+    def _view(self, name: str, now_s: float) -> tuple[EngineView, float]:
+        """The engine's view, and when time alone will change it."""
+        state = self._up[name]
+        return state.view(now_s, is_draining=name in self._draining), state.view_changes_s
 
     def _known(self, name: str) -> EngineProfile:
         if name not in self._profiles:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from conserve_server.core.policy_config import EstimatesConfig
@@ -26,9 +27,19 @@ class EngineProfile:
 
 
 class EngineState:
-    """An engine's queue, running turns, ledger and observed speeds, from its start to its end."""
+    """An engine's queue, running turns, ledger and observed speeds, from its start to its end.
 
-    def __init__(self, profile: EngineProfile, ledger: DecoderLedger | None, config: EstimatesConfig) -> None:
+    `changed` is called whenever its view is no longer what it was.
+    """
+
+    def __init__(
+        self,
+        profile: EngineProfile,
+        ledger: DecoderLedger | None,
+        config: EstimatesConfig,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._changed = changed
         self.profile = profile
         self.ledger = ledger
         self._min_sample_tokens = config.min_speed_sample_tokens
@@ -54,20 +65,25 @@ class EngineState:
         self.unqueue(turn_id)
         self._queued[turn_id] = uncached_tokens
         self._queued_tokens += uncached_tokens
+        self._changed()
 
     def unqueue(self, turn_id: int) -> int | None:
         """The prefill is over, however it ended: its tokens, None if it was over before."""
         tokens = self._queued.pop(turn_id, None)
-        self._queued_tokens -= tokens or 0
+        if tokens is not None:
+            self._queued_tokens -= tokens
+            self._changed()
         return tokens
 
     def run(self, turn_id: int, conversation_id: str) -> None:
         """A turn was sent to it for decoding."""
         self._running[turn_id] = conversation_id
+        self._changed()
 
     def stop(self, turn_id: int) -> None:
         """The turn has left it, however it ended."""
-        self._running.pop(turn_id, None)
+        if self._running.pop(turn_id, None) is not None:
+            self._changed()
         self.unqueue(turn_id)
 
     # -- what was observed ---------------------------------------------------------------------
@@ -78,26 +94,35 @@ class EngineState:
         self._last_prefill_s = now_s
         if tokens >= self._min_sample_tokens and now_s > started_s:
             self._prefill_speed.add(tokens / (now_s - started_s))
+            self._changed()
 
     def first_token(self, ttft_s: float, now_s: float) -> None:
         """A turn that was prefilled here had its first token after so long."""
         self._ttft.add(now_s, ttft_s)
+        self._changed()
 
     def tokens(self, count: int, elapsed_s: float, now_s: float) -> None:
         """A turn got `count` more tokens in `elapsed_s`."""
         self._itl.add(now_s, elapsed_s, count)
         self._step_s.add(elapsed_s / count)
+        self._changed()
 
     def load_reported(self, kv_tokens: int | None, turns: int) -> None:
         """What the engine says of itself: KV tokens in use (None if unknown), turns running and waiting.
 
         What goes beyond our own books belongs to others, or is not settled yet.
         """
+        self._changed()
         self._unaccounted_turns = max(0, turns - len(self._running.keys() | self._queued.keys()))
         if self.ledger is not None and kv_tokens is not None:
             self.ledger.reconcile(kv_tokens, set(self._running.values()))
 
     # -- what a policy sees --------------------------------------------------------------------
+
+    @property
+    def view_changes_s(self) -> float:
+        """When time alone changes the view, as observations leave their windows."""
+        return min(self._ttft.changes_s, self._itl.changes_s)
 
     def view(self, now_s: float, *, is_draining: bool) -> EngineView:
         profile, ledger = self.profile, self.ledger

@@ -9,16 +9,22 @@ reservations is kept beside them: it narrows admission and belongs to no convers
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 UNBOUNDED = sys.maxsize
 """The budget of a decoder that does not report its KV capacity: it is never full."""
 
 
 class DecoderLedger:
-    """One decoder's reservations, in KV tokens, by conversation."""
+    """One decoder's reservations, in KV tokens, by conversation. `changed` is called after every change."""
 
-    def __init__(self, capacity_tokens: int | None, budget_fraction: float) -> None:
+    def __init__(
+        self,
+        capacity_tokens: int | None,
+        budget_fraction: float,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._changed = changed
         self._budget_fraction = budget_fraction
         self._reserved: dict[str, int] = {}
         self._total = 0
@@ -67,11 +73,13 @@ class DecoderLedger:
         with the reservations of the conversations that are `running` there now.
         """
         self.unaccounted_tokens = max(0, used_tokens - sum(self.held(name) for name in running))
+        self._changed()
 
     def settle(self, conversation_id: str, kv_tokens: int) -> None:
         """Set the conversation's reservation to what is known to be needed."""
         self._total += kv_tokens - self._reserved.get(conversation_id, 0)
         self._reserved[conversation_id] = kv_tokens
+        self._changed()
 
     def grow(self, conversation_id: str, kv_tokens: int) -> None:
         """Raise the conversation's reservation to `kv_tokens`; never lowers it."""
@@ -79,6 +87,9 @@ class DecoderLedger:
 
     def release(self, conversation_id: str) -> int:
         """Free the conversation's reservation; the tokens freed, 0 if it held none."""
-        freed = self._reserved.pop(conversation_id, 0)
+        freed = self._reserved.pop(conversation_id, None)
+        if freed is None:
+            return 0
         self._total -= freed
+        self._changed()
         return freed

@@ -11,7 +11,7 @@ from conserve_server.scheduling.actions import Action, StartDecode, StartPrefill
 from conserve_server.scheduling.conversation import TurnState
 from conserve_server.scheduling.engine_pools import EnginePools
 from conserve_server.scheduling.observations import RunningMean, Window
-from conserve_server.scheduling.policy import ClusterView, TurnView
+from conserve_server.scheduling.policy import ClusterView, LazyClusterView, TurnView
 
 
 class Legs:
@@ -131,8 +131,8 @@ class Legs:
 
     def cluster_view(self, now_s: float) -> ClusterView:
         """What a policy may read of the cluster."""
-        return ClusterView(
-            engines=self._pools.views(now_s),
+        return LazyClusterView(
+            engines=lambda: self._pools.views(now_s),
             now_s=now_s,
             mean_output_tokens=self._outputs.value,
             first_turn_tokens_per_s=self._first_turns.rate_per_s(now_s),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from math import inf
 
 
 class Window:
@@ -29,6 +30,11 @@ class Window:
         """Amount per second of the window."""
         self._forget(now_s)
         return self._amount / self._span_s
+
+    @property
+    def changes_s(self) -> float:
+        """When the next observation leaves the window, if none comes before; never (infinity) without any."""
+        return self._seen[0][0] + self._span_s if self._seen else inf
 
     def _forget(self, now_s: float) -> None:
         seen = self._seen

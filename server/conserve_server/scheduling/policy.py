@@ -7,8 +7,9 @@ reserved and was told. Nothing is predicted, with one exception that its name ad
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from conserve_server.core.turn import Placement
@@ -84,6 +85,36 @@ class ClusterView:
     def engine(self, name: str) -> EngineView | None:
         """The engine of that name while it is up, also one that takes nothing new."""
         return next((e for e in self.engines if e.name == name), None)
+
+
+class LazyClusterView(ClusterView):
+    """A cluster whose engines are looked at when a policy first asks: most turns need none of them."""
+
+    __slots__ = ("_seen",)
+
+    _seen: tuple[EngineView, ...] | Callable[[], tuple[EngineView, ...]]
+
+    def __init__(
+        self,
+        *,
+        engines: tuple[EngineView, ...] | Callable[[], tuple[EngineView, ...]],
+        now_s: float = 0.0,
+        mean_output_tokens: float = 0.0,
+        first_turn_tokens_per_s: float = 0.0,
+    ) -> None:
+        set_field = partial(object.__setattr__, self)
+        set_field("now_s", now_s)
+        set_field("mean_output_tokens", mean_output_tokens)
+        set_field("first_turn_tokens_per_s", first_turn_tokens_per_s)
+        set_field("_seen", engines)
+
+    @property
+    def engines(self) -> tuple[EngineView, ...]:
+        seen = self._seen
+        if callable(seen):
+            seen = seen()
+            object.__setattr__(self, "_seen", seen)
+        return seen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,8 +44,7 @@ class Activity:
         self.runs += 1
         self.steps += run.steps
         self.prefill_s += elapsed_s - decode_s
-        for _, tokens in run.chunks:
-            self.prefill_tokens += tokens
+        self.prefill_tokens += run.prefill_tokens
         if batch:
             self.decode_s += decode_s
             self.decode_log2_batch_s += decode_s * log2(batch)

@@ -13,18 +13,15 @@ from conserve_server.simulation.request import Request
 
 
 class Decoding:
-    """Decoding requests of one engine. `context_tokens`: KV that the next step reads."""
+    """Decoding requests of one engine: `count` of them; the next step reads `context_tokens` of KV."""
 
     def __init__(self) -> None:
+        self.count = 0
         self.context_tokens = 0
         self._step = 0
         self._requests: dict[int, Request] = {}
         self._ends: list[tuple[int, int, Request]] = []
         self._places = [0] * BLOCK_TOKENS  # requests by (KV tokens − step number) modulo the block
-
-    @property
-    def count(self) -> int:
-        return len(self._requests)
 
     @property
     def requests(self) -> list[Request]:
@@ -43,6 +40,7 @@ class Decoding:
         request.joined_step = self._step
         request.joined_tokens = kv_tokens
         self._requests[request.order] = request
+        self.count += 1
         end = self._step + request.output_tokens - request.produced
         heappush(self._ends, (end, request.order, request))
         self._places[(kv_tokens - self._step) % BLOCK_TOKENS] += 1
@@ -66,23 +64,28 @@ class Decoding:
 
     def advance(self, steps: int) -> None:
         self._step += steps
-        self.context_tokens += steps * len(self._requests)
+        self.context_tokens += steps * self.count
 
     # -- blocks --------------------------------------------------------------------------------
+
+    @property
+    def next_blocks(self) -> int:
+        """Blocks that the next step needs."""
+        return self._places[-self._step % BLOCK_TOKENS]
 
     def blocks_for(self, steps: int) -> int:
         """Blocks that the next steps need."""
         whole, rest = divmod(steps, BLOCK_TOKENS)
-        need = whole * len(self._requests)
+        need = whole * self.count
         for step in range(self._step, self._step + rest):
             need += self._places[-step % BLOCK_TOKENS]
         return need
 
     def steps_within(self, blocks: int, most: int) -> int:
         """How many of the next `most` steps so many blocks are enough for; at least one is assumed."""
-        if (most // BLOCK_TOKENS + 1) * len(self._requests) <= blocks:
+        if (most // BLOCK_TOKENS + 1) * self.count <= blocks:
             return most
-        steps = min(most, blocks // len(self._requests) * BLOCK_TOKENS)
+        steps = min(most, blocks // self.count * BLOCK_TOKENS)
         left = blocks - self.blocks_for(steps)
         while steps < most:
             left -= self._places[-(self._step + steps) % BLOCK_TOKENS]
@@ -101,6 +104,7 @@ class Decoding:
         steps = self._step - request.joined_step
         kv_tokens = request.joined_tokens + steps
         del self._requests[request.order]
+        self.count -= 1
         self._places[(kv_tokens - self._step) % BLOCK_TOKENS] -= 1
         self.context_tokens -= kv_tokens
         return kv_tokens

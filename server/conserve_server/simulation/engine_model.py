@@ -87,13 +87,13 @@ class EngineModel:
             )
         self._wait(request)
 
-    def received(self, request: Request, *, has_come: bool = True) -> None:
+    def received(self, request: Request, *, has_come: bool = True, left_tokens: int = 1) -> None:
         """The KV that an admitted request waited for has come: its last token is left to compute.
 
         If it never comes, the engine computes what it has not cached.
         """
         if has_come:
-            request.computed = request.length - 1
+            request.computed = request.length - left_tokens
         del self._receiving[request.order]
         self._prefilling.append(request)
 
@@ -192,17 +192,19 @@ class EngineModel:
     def _mixed(self, chunks: list[tuple[Request, int]], now_s: float) -> Run:
         """One step of prefill chunks and one token of each decoding request."""
         count, context = self._decoding.count, self._decoding.context_tokens
-        tokens = sum(n for _, n in chunks)
-        held = sum(request.computed for request, _ in chunks)
+        tokens = held = 0
+        for request, each in chunks:
+            tokens += each
+            held += request.computed
         step_s = self.timing.step_s(Step(len(chunks), tokens, held, count, context))
         decode_s = self.timing.step_s(Step(0, 0, 0, count, context)) if count else 0.0
-        return Run(now_s, 1, step_s, 0.0, min(decode_s, step_s), chunks)
+        return Run(now_s, 1, step_s, 0.0, min(decode_s, step_s), chunks, tokens)
 
     def _decode(self, now_s: float) -> Run:
         """Decode steps until the first request is done, or finds no block."""
         count, context = self._decoding.count, self._decoding.context_tokens
         steps = min(self._decoding.steps_to_first_end, self.settings.most_steps, _near_linear(count, context))
-        steps = self._decoding.steps_within(self.kv.available + self._decoding.blocks_for(1), steps)
+        steps = self._decoding.steps_within(self.kv.available + self._decoding.next_blocks, steps)
         first_s = self.timing.step_s(Step(0, 0, 0, count, context))
         slope_s = 0.0
         if steps > 1:
@@ -212,10 +214,11 @@ class EngineModel:
 
     def _make_room(self, now_s: float) -> None:
         """Take the blocks of the next token of each decoding request; the latest are preempted for them."""
-        while self._decoding.blocks_for(1) > self.kv.available:
+        while self._decoding.next_blocks > self.kv.available:
             running = self._prefilling + self._decoding.requests
             self._preempt(max(running, key=self._rank))
-        self.kv.take(self._decoding.blocks_for(1), now_s)
+        if self._decoding.next_blocks:
+            self.kv.take(self._decoding.next_blocks, now_s)
 
     def _preempt(self, request: Request) -> None:
         if request in self._prefilling:
@@ -243,7 +246,8 @@ class EngineModel:
         self.activity.add(run, decoding.count)
         if not decoding.count:
             return []
-        self.kv.take(decoding.blocks_for(run.steps) - decoding.blocks_for(1), now_s)  # the first's are taken
+        if run.steps > 1:  # the first step's blocks are taken
+            self.kv.take(decoding.blocks_for(run.steps) - decoding.next_blocks, now_s)
         decoding.advance(run.steps)
         done = decoding.pop_ended()
         for request in done:

@@ -34,10 +34,9 @@ class SimulatedEngine:
     decode_step_s: float | None = None
     power_cap_w: float | None = None
 
-    @property
-    def drawn(self) -> GpuPower:
-        """The GPU's watts under its cap."""
-        return self.power if self.power_cap_w is None else self.power.capped(self.power_cap_w)
+    def capped(self, power: GpuPower) -> GpuPower:
+        """Those watts under the engine's cap."""
+        return power if self.power_cap_w is None else power.capped(self.power_cap_w)
 
     @property
     def profile(self) -> EngineProfile:
@@ -70,7 +69,7 @@ class Options:
     `is_replay`: turns tell their conversation's total, as `conserve.mode = "oracle"` needs.
     `first_turn_priority`: priority of first turns that the policy gave none. `releases_kv`:
     engines free a conversation's KV when it ends (stock vLLM does not). `reports_every_s`: how
-    often engines report their load; None never. `stitches_first_turns`: see `stitched.py`.
+    often engines report their load; None never.
     """
 
     kv_budget_fraction: float = 0.9
@@ -80,8 +79,6 @@ class Options:
     releases_kv: bool = False
     reports_every_s: float | None = 1.0
     failures: tuple[Failure, ...] = ()
-    stitches_first_turns: bool = False
-    doubles_wrong_contexts: bool = False
 
 
 @dataclass(frozen=True, slots=True)

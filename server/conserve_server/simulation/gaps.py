@@ -18,7 +18,7 @@ class Gaps:
 
     def add(self, gap_s: float, count: int = 1) -> None:
         """`count` gaps of so many seconds."""
-        self.counts[floor(log(max(gap_s, _SHORTEST_S)) / _WIDTH)] += count
+        self.counts[floor(log(gap_s if gap_s > _SHORTEST_S else _SHORTEST_S) / _WIDTH)] += count
 
     def merge(self, others: Iterable[Gaps]) -> Gaps:
         """Add all counts of the others; itself."""

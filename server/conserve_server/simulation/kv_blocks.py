@@ -202,9 +202,7 @@ class KVBlocks:
         """Free cached blocks, least recently used first; kept conversations last."""
         self.evicted_blocks += blocks
         while blocks > 0:
-            key = next((k for k in self._lru if self._kept.get(k, now_s) <= now_s), None)
-            if key is None:
-                key = next(iter(self._lru))
+            key = self._first_to_go(now_s) if self._kept else next(iter(self._lru))
             entry = self._lru[key]
             gone = min(blocks, entry.blocks)
             entry.blocks -= gone
@@ -212,6 +210,10 @@ class KVBlocks:
             blocks -= gone
             if not entry.blocks:
                 self._forget(key)
+
+    def _first_to_go(self, now_s: float) -> str:
+        keys = (key for key in self._lru if self._kept.get(key, now_s) <= now_s)
+        return next(keys, None) or next(iter(self._lru))
 
 
 def _prefix_key(name: str) -> str:

@@ -30,7 +30,10 @@ def fleet_energy(fleet: Fleet, outcome: Outcome) -> FleetEnergy:
 
 
 def _total(fleet: Fleet, outcome: Outcome, watts: Callable[[GpuPower], GpuPower]) -> PhaseEnergy:
-    each = (_energy(outcome.engines[e.name].activity, watts(e.drawn), outcome.ends_s) for e in fleet.engines)
+    each = (
+        _energy(outcome.engines[e.name].activity, e.capped(watts(e.power)), outcome.ends_s)
+        for e in fleet.engines
+    )
     return sum(each, PhaseEnergy())
 
 

@@ -17,8 +17,8 @@ from conserve_server.simulation.request import Request
 class Run:
     """`steps` steps from `started_s`: the first takes `step_s`, each later one `slope_s` longer.
 
-    `chunks` are the prefills of a run of one step, with the tokens of each. `decode_s` is the
-    part of a step's time that decoding alone would take.
+    `chunks` are the prefills of a run of one step, with the tokens of each, `prefill_tokens` in
+    all. `decode_s` is the part of a step's time that decoding alone would take.
     """
 
     started_s: float
@@ -27,6 +27,7 @@ class Run:
     slope_s: float
     decode_s: float
     chunks: list[tuple[Request, int]]
+    prefill_tokens: int = 0
 
     def after_s(self, steps: int) -> float:
         """Seconds from the start to the end of so many steps."""

@@ -30,19 +30,17 @@ Event = tuple[float, int, Callable[..., None], tuple[object, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run left behind. `conversations` are those of the records' numbers; `ends_s` the last event."""
+    """What a run left behind, `ends_s` seconds after its start. Records number conversations by arrival."""
 
     records: Records
     engines: dict[str, EngineModel]
-    conversations: list[ConversationShape]
-    arrivals_s: list[float]
     ends_s: float
     events: int
     scheduler: Scheduler
 
 
 @dataclass(slots=True, eq=False)
-class _Conversation:
+class LiveConversation:
     """A conversation on its way: the tokens of its history, and where its KV may be cached."""
 
     number: int
@@ -52,17 +50,21 @@ class _Conversation:
 
 
 @dataclass(slots=True, eq=False)
-class _Turn:
+class TurnLegs:
     """A turn between its arrival and its end, with the legs that run or hold KV for it."""
 
     turn: Turn
-    conversation: _Conversation
+    conversation: LiveConversation
     live: LiveTurn
     leg: Request | None = None
     leg_engine: str = ""
     leg_started_s: float = 0.0
     decode: Request | None = None
     decoder: str = ""
+
+    @property
+    def appended_tokens(self) -> int:
+        return self.conversation.shape.turns[self.live.index].appended_tokens
 
 
 class Simulator:
@@ -85,9 +87,8 @@ class Simulator:
         self._order = 0
         self._next_turn = 0
         self._next_request = 0
-        self._turns: dict[int, _Turn] = {}
-        self._conversations: list[ConversationShape] = []
-        self._arrivals_s: list[float] = []
+        self._turns: dict[int, TurnLegs] = {}
+        self._begun = 0
         self._arrivals: Iterator[Arrival] = iter(())
         self._live = 0
         self._has_more = True
@@ -110,8 +111,6 @@ class Simulator:
         return Outcome(
             self._records,
             self._engines,
-            self._conversations,
-            self._arrivals_s,
             self._now_s,
             events,
             self._scheduler,
@@ -130,9 +129,8 @@ class Simulator:
             self._at(max(arrival.at_s, self._now_s), self._begin, arrival.conversation)
 
     def _begin(self, shape: ConversationShape) -> None:
-        conversation = _Conversation(len(self._conversations), shape)
-        self._conversations.append(shape)
-        self._arrivals_s.append(self._now_s)
+        conversation = LiveConversation(self._begun, shape)
+        self._begun += 1
         self._live += 1
         gap_s = shape.turns[0].gap_s
         if gap_s > 0:
@@ -141,7 +139,7 @@ class Simulator:
             self._arrive(conversation, 0)
         self._await_next()
 
-    def _arrive(self, conversation: _Conversation, index: int) -> None:
+    def _arrive(self, conversation: LiveConversation, index: int) -> None:
         """The conversation's next turn is sent."""
         shape = conversation.shape
         turn = shape.turns[index]
@@ -157,15 +155,15 @@ class Simulator:
         )
         self._send(conversation, live)
 
-    def _send(self, conversation: _Conversation, live: LiveTurn) -> None:
+    def _send(self, conversation: LiveConversation, live: LiveTurn) -> None:
         self._next_turn += 1
         shape = conversation.shape
         total = total_tokens(shape) if self._options.is_replay else None
         turn = Turn(self._next_turn, shape.id, live.prompt_tokens, total)
-        self._turns[turn.id] = _Turn(turn, conversation, live)
+        self._turns[turn.id] = TurnLegs(turn, conversation, live)
         self._perform(self._scheduler.on_turn(turn, self._now_s))
 
-    def _end(self, state: _Turn) -> None:
+    def _end(self, state: TurnLegs) -> None:
         """The turn's last token came."""
         live, request = state.live, state.decode
         cached_tokens = request.prompt_hit_tokens if request is not None else None
@@ -180,7 +178,7 @@ class Simulator:
         gap_s = conversation.shape.turns[live.index + 1].gap_s
         self._at(self._now_s + gap_s, self._arrive, conversation, live.index + 1)
 
-    def _close(self, state: _Turn, kv_tokens: int | None, output: int | None, cached: int | None) -> None:
+    def _close(self, state: TurnLegs, kv_tokens: int | None, output: int | None, cached: int | None) -> None:
         del self._turns[state.turn.id]
         self._perform(
             self._scheduler.on_turn_ended(
@@ -188,7 +186,7 @@ class Simulator:
             )
         )
 
-    def _finish(self, conversation: _Conversation) -> None:
+    def _finish(self, conversation: LiveConversation) -> None:
         self._live -= 1
         self._perform(self._scheduler.on_conversation_ended(conversation.shape.id))
         if self._options.releases_kv:
@@ -209,7 +207,7 @@ class Simulator:
             else:
                 self._decode(state, action.placement)
 
-    def _prefill(self, state: _Turn, placement: Placement) -> None:
+    def _prefill(self, state: TurnLegs, placement: Placement) -> None:
         if placement.prefiller is None:
             raise RuntimeError("a prefill leg needs a prefiller")
         self._end_lease(state)
@@ -217,17 +215,17 @@ class Simulator:
         state.leg = self._request(state, placement, output_tokens=1, is_leased=True)
         self._submit(placement.prefiller, state.leg, state)
 
-    def _decode(self, state: _Turn, placement: Placement) -> None:
+    def _decode(self, state: TurnLegs, placement: Placement) -> None:
         if placement.prefiller is None:
             self._end_lease(state)
         state.decoder = placement.decoder
-        is_pulled = state.leg is not None
+        is_pulled = placement.prefiller is not None
         state.decode = self._request(state, placement, state.live.output_tokens, is_pulled=is_pulled)
         self._submit(placement.decoder, state.decode, state)
 
     def _request(
         self,
-        state: _Turn,
+        state: TurnLegs,
         placement: Placement,
         output_tokens: int,
         *,
@@ -249,14 +247,14 @@ class Simulator:
             is_pulled=is_pulled,
         )
 
-    def _priority(self, state: _Turn, placement: Placement) -> int:
+    def _priority(self, state: TurnLegs, placement: Placement) -> int:
         if placement.priority is not None:
             return placement.priority
         return (self._options.first_turn_priority or 0) if state.live.index == 0 else 0
 
     # -- engines -------------------------------------------------------------------------------
 
-    def _submit(self, name: str, request: Request, state: _Turn) -> None:
+    def _submit(self, name: str, request: Request, state: TurnLegs) -> None:
         state.conversation.seen_by[name] = None
         engine = self._engines[name]
         engine.submit(request)
@@ -286,22 +284,27 @@ class Simulator:
             return  # it was shortened, or the engine has died
         firsts, done = engine.finish(self._now_s)
         for request in firsts:
-            if not request.is_leased:
+            if not request.is_leased and request.turn_id in self._turns:
                 self._first_token(request)
         for request in done:
-            state = self._turns[request.turn_id]
+            state = self._turns.get(request.turn_id)
+            if state is None:
+                continue  # nobody waits for it
             if request.is_leased:
                 self._prefilled(state, request)
             else:
                 self._end(state)
         self._go(engine)
 
-    def _prefilled(self, state: _Turn, leg: Request) -> None:
+    def _prefilled(self, state: TurnLegs, leg: Request) -> None:
         """The prefill leg is over; its KV stays held until the decoder has fetched it."""
         state.live.prefill_s += self._now_s - state.leg_started_s
         state.live.cached_tokens = leg.prompt_hit_tokens or 0
-        tokens, cached = state.live.prompt_tokens, leg.prompt_hit_tokens
-        self._perform(self._scheduler.on_prefilled(state.turn.id, tokens, self._now_s, cached))
+        self._perform(
+            self._scheduler.on_prefilled(
+                state.turn.id, state.live.prompt_tokens, self._now_s, leg.prompt_hit_tokens
+            )
+        )
 
     def _first_token(self, request: Request) -> None:
         state = self._turns[request.turn_id]
@@ -335,7 +338,7 @@ class Simulator:
         self._end_lease(state)
         self._disturb(engine)
 
-    def _end_lease(self, state: _Turn) -> None:
+    def _end_lease(self, state: TurnLegs) -> None:
         """Free the KV that the turn's prefill leg holds, if it still does."""
         leg, state.leg = state.leg, None
         if leg is None:
@@ -364,7 +367,7 @@ class Simulator:
                 self._retry(state)
         self._at(self._now_s + failure.down_s, self._recover, engine)
 
-    def _retry(self, state: _Turn) -> None:
+    def _retry(self, state: TurnLegs) -> None:
         self._end_lease(state)
         live, conversation = state.live, state.conversation
         self._close(state, None, None, None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 from conserve_server.scheduling.collocated import Collocated
@@ -29,9 +28,9 @@ class Standalone:
             known = self._known[shape.id] = shape, self._run(shape)
         return known[1]
 
-    def all_of(self, shapes: Iterable[ConversationShape]) -> dict[int, Alone]:
-        """Those of all conversations, by their number in an outcome."""
-        return {number: self.of(shape) for number, shape in enumerate(shapes)}
+    def all_of(self, workload: Workload) -> dict[int, Alone]:
+        """Those of all conversations, by their number in the records of a run."""
+        return {number: self.of(arrival.conversation) for number, arrival in enumerate(workload.arrivals)}
 
     def _run(self, shape: ConversationShape) -> Alone:
         workload = Workload("alone", (Arrival(0.0, shape),))
