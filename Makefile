@@ -9,7 +9,7 @@ UV_VERSION := 0.13.8
 SOURCES := conserve_sdk server/conserve_server server/conserve_vllm integrations/conserve_integrations
 TYPED := $(SOURCES) tests examples bench
 
-.PHONY: demo check test lint format types unit env vllm-env bench-sdk bench-identity grids clean
+.PHONY: demo check test lint format types unit env vllm-env bench-sdk bench-identity grids validate clean
 
 demo: env $(if $(filter vllm,$(ENGINE)),vllm-env)
 	$(BIN)/conserve demo --engine $(ENGINE) $(DEMO_FLAGS)
@@ -38,6 +38,10 @@ bench-sdk: env
 
 bench-identity: env
 	$(BIN)/python bench/identity.py
+
+# The engine model against a real vLLM run.
+validate: env
+	$(BIN)/python bench/validate_timing.py
 
 # Samples again the step time grids that the simulator ships with; the package it asks is large.
 grids: env
