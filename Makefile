@@ -50,6 +50,11 @@ bench-identity: env
 bench-simulator: env
 	$(BIN)/python bench/simulator.py
 
+# The engine model against a real vLLM run.
+.PHONY: validate
+validate: env
+	$(BIN)/python bench/validate_timing.py
+
 # Samples again the step time grids that the simulator ships with; the package it asks is large.
 .PHONY: grids
 grids: env

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from conserve_sdk._version import __version__
 from conserve_server.core.errors import ConfigError, ConserveError
 
-SUBCOMMANDS = ("demo", "serve", "up", "models", "trace", "record")
+SUBCOMMANDS = ("demo", "serve", "up", "models", "trace", "record", "calibrate", "bench", "plan")
 """Each is a module of this package with `add_parser(subparsers)` and `run(args) -> exit status`."""
 
 _SERVER_EXTRA = frozenset(

@@ -30,12 +30,13 @@ SIGNIFICANT_FIGURES = 4
 class HostOverhead:
     """What an engine's own code adds to the kernels: seconds a step, and for each sequence in it.
 
-    The defaults fit a run of vLLM 0.19 (Llama-3.1-8B on one RTX PRO 6000); vLLM 0.11 took 0.5 ms
-    and 0.074 ms.
+    The defaults fit a run of vLLM 0.19 (Llama-3.1-8B on one RTX PRO 6000, `make validate`), as do
+    others along a line, such as 0.9 ms and 0.030 ms: its batch was nearly always full. vLLM 0.11
+    took 0.5 ms and 0.074 ms.
     """
 
     step_s: float = 0.3e-3
-    sequence_s: float = 0.03e-3
+    sequence_s: float = 0.035e-3
 
 
 DEFAULT_OVERHEAD = HostOverhead()

@@ -4,7 +4,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conserve_server.simulation.workload import ConversationShape, TurnShape
-from conserve_server.simulation.workloads.recorded import RecordedRequest, common_blocks, cut, turns_of
+from conserve_server.simulation.workloads.recorded import (
+    RecordedRequest,
+    common_blocks,
+    cut,
+    scaled,
+    turns_of,
+)
 
 
 def test_a_later_prompt_appends_what_is_new_since_the_answer() -> None:
@@ -64,3 +70,10 @@ def test_a_rewritten_history_counts_as_the_shorter_one_that_it_is() -> None:
     turns = (TurnShape(900, 50), TurnShape(100, 50, rewrites_from_tokens=200), TurnShape(100, 50))
     shape = ConversationShape("c", turns)
     assert cut(shape, max_context_tokens=1000) == shape
+
+
+def test_a_scaled_conversation_has_shorter_turns_and_none_empty() -> None:
+    turns = (TurnShape(1000, 100), TurnShape(3, 50, 2.0, rewrites_from_tokens=800))
+    shape = scaled(ConversationShape("c", turns, "p", 600), 0.1)
+    assert shape.turns == (TurnShape(100, 10), TurnShape(1, 5, 2.0, rewrites_from_tokens=80))
+    assert (shape.prefix, shape.shared_prefix_tokens) == ("p", 60)

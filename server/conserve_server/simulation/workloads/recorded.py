@@ -87,3 +87,20 @@ def cut(
             break
         kept.append(turn if max_gap_s is None else replace(turn, gap_s=min(turn.gap_s, max_gap_s)))
     return replace(conversation, turns=tuple(kept)) if kept else None
+
+
+def scaled(conversation: ConversationShape, factor: float) -> ConversationShape:
+    """The conversation with all lengths multiplied, none below 1: a large workload on small engines."""
+    turns = tuple(
+        replace(
+            turn,
+            appended_tokens=max(round(turn.appended_tokens * factor), 1),
+            output_tokens=max(round(turn.output_tokens * factor), 1),
+            rewrites_from_tokens=None
+            if turn.rewrites_from_tokens is None
+            else round(turn.rewrites_from_tokens * factor),
+        )
+        for turn in conversation.turns
+    )
+    shared = min(round(conversation.shared_prefix_tokens * factor), turns[0].appended_tokens)
+    return replace(conversation, turns=turns, shared_prefix_tokens=shared)

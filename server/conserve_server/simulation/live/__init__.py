@@ -1,0 +1,1 @@
+"""Against running engines and gateways: one client, the replay of workloads, the probes of a calibration."""
