@@ -9,12 +9,12 @@ UV_VERSION := 0.13.8
 SOURCES := conserve_sdk server/conserve_server server/conserve_vllm integrations/conserve_integrations
 TYPED := $(SOURCES) tests examples bench
 
-.PHONY: demo check test lint format types unit env vllm-env bench-sdk bench-identity grids clean
+.PHONY: demo check test lint format types unit env vllm-env bench-sdk bench-identity grids clean phoenix-env mlflow-env
 
-demo: env $(if $(filter vllm,$(ENGINE)),vllm-env)
-	$(BIN)/conserve demo --engine $(ENGINE) $(DEMO_FLAGS)
+demo: env $(if $(filter vllm,$(ENGINE)),vllm-env) $(if $(DASHBOARD),$(DASHBOARD)-env)
+	$(BIN)/conserve demo --engine $(ENGINE) $(if $(DASHBOARD),--dashboard $(DASHBOARD)) $(DEMO_FLAGS)
 
-test: check vllm-env
+test: check vllm-env phoenix-env mlflow-env
 	$(BIN)/python -m pytest -m "slow or real"
 
 check: lint types unit
@@ -57,5 +57,13 @@ $(VENV)/.ready: pyproject.toml constraints/dev.txt
 vllm-env:
 	$(PYTHON) tools/install_vllm.py .venv-vllm
 
+phoenix-env mlflow-env: %-env: .venv-%/.ready
+
+# Dashboards pin much of what they need: each has an environment of its own.
+.venv-%/.ready: constraints/%.txt $(VENV)/.ready
+	$(PYTHON) -m venv --clear .venv-$*
+	$(BIN)/uv pip install --quiet --no-deps --python .venv-$*/bin/python --requirements constraints/$*.txt
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .venv-vllm build
+	rm -rf $(VENV) .venv-vllm .venv-phoenix .venv-mlflow build
