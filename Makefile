@@ -9,41 +9,55 @@ UV_VERSION := 0.13.8
 SOURCES := conserve_sdk server/conserve_server server/conserve_vllm integrations/conserve_integrations
 TYPED := $(SOURCES) tests examples bench
 
-.PHONY: demo check test lint format types unit env vllm-env bench-sdk bench-identity grids clean phoenix-env mlflow-env
-
+.PHONY: demo
 demo: env $(if $(filter vllm,$(ENGINE)),vllm-env) $(if $(DASHBOARD),$(DASHBOARD)-env)
 	$(BIN)/conserve demo --engine $(ENGINE) $(if $(DASHBOARD),--dashboard $(DASHBOARD)) $(DEMO_FLAGS)
 
+.PHONY: test
 test: check vllm-env phoenix-env mlflow-env
 	$(BIN)/python -m pytest -m "slow or real"
 
-check: lint types unit
+.PHONY: check
+check: lint types unit site
 
+.PHONY: lint
 lint: env
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
+.PHONY: format
 format: env
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+.PHONY: types
 types: env
 	$(BIN)/mypy $(TYPED)
 
+.PHONY: unit
 unit: env
 	$(BIN)/python -m pytest -q -n auto -m "not slow and not real"
 
+# Links, references and the pages made from docstrings: any warning fails.
+.PHONY: site
+site: env
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+.PHONY: bench-sdk
 bench-sdk: env
 	$(BIN)/python bench/sdk_overhead.py
 
+.PHONY: bench-identity
 bench-identity: env
 	$(BIN)/python bench/identity.py
 
 # Samples again the step time grids that the simulator ships with; the package it asks is large.
+.PHONY: grids
 grids: env
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --constraint constraints/dev.txt --editable '.[simulation]'
 	$(BIN)/python tools/compile_grids.py
 
+.PHONY: env
 env: $(VENV)/.ready
 
 # uv resolves and installs in seconds what takes pip half a minute.
@@ -54,16 +68,19 @@ $(VENV)/.ready: pyproject.toml constraints/dev.txt
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --constraint constraints/dev.txt --editable '.[dev]'
 	@touch $@
 
+.PHONY: vllm-env
 vllm-env:
 	$(PYTHON) tools/install_vllm.py .venv-vllm
 
+.PHONY: phoenix-env mlflow-env
 phoenix-env mlflow-env: %-env: .venv-%/.ready
 
 # Dashboards pin much of what they need: each has an environment of its own.
-.venv-%/.ready: constraints/%.txt $(VENV)/.ready
+.venv-%/.ready: constraints/%.txt | $(VENV)/.ready
 	$(PYTHON) -m venv --clear .venv-$*
 	$(BIN)/uv pip install --quiet --no-deps --python .venv-$*/bin/python --requirements constraints/$*.txt
 	@touch $@
 
+.PHONY: clean
 clean:
 	rm -rf $(VENV) .venv-vllm .venv-phoenix .venv-mlflow build
