@@ -7,6 +7,7 @@ import shlex
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,8 @@ def test_every_command_is_one_that_there_is(path: Path) -> None:
                 command_line().parse_args(arguments)
             case ["make", *arguments]:
                 assert {a for a in arguments if "=" not in a} <= known
+            case ["python" | "python3", "-m", module, *_]:
+                assert find_spec(module) is not None, module
             case ["python" | "python3", script, *_]:
                 assert (ROOT / script).is_file(), script
             case [first, *_]:
