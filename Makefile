@@ -10,15 +10,15 @@ SOURCES := conserve_sdk server/conserve_server server/conserve_vllm integrations
 TYPED := $(SOURCES) tests examples bench
 
 .PHONY: demo
-demo: env $(if $(filter vllm,$(ENGINE)),vllm-env)
-	$(BIN)/conserve demo --engine $(ENGINE) $(DEMO_FLAGS)
+demo: env $(if $(filter vllm,$(ENGINE)),vllm-env) $(if $(DASHBOARD),$(DASHBOARD)-env)
+	$(BIN)/conserve demo --engine $(ENGINE) $(if $(DASHBOARD),--dashboard $(DASHBOARD)) $(DEMO_FLAGS)
 
 .PHONY: test
-test: check vllm-env
+test: check vllm-env phoenix-env mlflow-env
 	$(BIN)/python -m pytest -m "slow or real"
 
 .PHONY: check
-check: lint types unit
+check: lint types unit site
 
 .PHONY: lint
 lint: env
@@ -37,6 +37,11 @@ types: env
 .PHONY: unit
 unit: env
 	$(BIN)/python -m pytest -q -n auto -m "not slow and not real"
+
+# Links, references and the pages made from docstrings: any warning fails.
+.PHONY: site
+site: env
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 .PHONY: bench-sdk
 bench-sdk: env
@@ -80,6 +85,15 @@ $(VENV)/.ready: pyproject.toml constraints/dev.txt
 vllm-env:
 	$(PYTHON) tools/install_vllm.py .venv-vllm
 
+.PHONY: phoenix-env mlflow-env
+phoenix-env mlflow-env: %-env: .venv-%/.ready
+
+# Dashboards pin much of what they need: each has an environment of its own.
+.venv-%/.ready: constraints/%.txt | $(VENV)/.ready
+	$(PYTHON) -m venv --clear .venv-$*
+	$(BIN)/uv pip install --quiet --no-deps --python .venv-$*/bin/python --requirements constraints/$*.txt
+	@touch $@
+
 .PHONY: clean
 clean:
-	rm -rf $(VENV) .venv-vllm build
+	rm -rf $(VENV) .venv-vllm .venv-phoenix .venv-mlflow build

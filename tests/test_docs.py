@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import threading
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -305,16 +304,6 @@ def run(program: list[str], env: Mapping[str, str], limit_s: float = LIMIT_S) ->
     )
     assert done.returncode == 0, done.stderr or done.stdout
     return done.stdout
-
-
-@pytest.mark.slow
-def test_the_python_blocks_of_the_sdk_page_run_one_after_another(tmp_path: Path) -> None:
-    """In one process and one namespace; a traceback names the line of the page."""
-    program = tmp_path / "sdk.md"
-    env = {"CONSERVE_TRACE_DIR": str(tmp_path), "CONSERVE_DISABLED": "", "CONSERVE_ALLOWED_HOSTS": ""}
-    with gateway_in_thread() as url:
-        program.write_text(python_alone(page("sdk.md")).replace(ADDRESS, url).replace(PAGE_MODEL, MODEL))
-        run([sys.executable, "-W", "error", str(program)], env, limit_s=3 * LIMIT_S)  # it loads four frameworks
 
 
 def python_alone(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import StatusCode
 
@@ -48,6 +49,33 @@ async def test_the_turns_span_says_where_it_ran_and_what_it_cost(gateway: Served
     assert (found[names.PREFILLER], found[names.DECODER]) == ("prefill-0", "decode-0")
     assert found[names.OUTPUT_TOKENS] == 8
     assert found[names.EMULATED] is True
+
+
+@pytest.mark.parametrize(
+    ("has_parent", "body", "is_counted_by_client"),
+    [
+        (True, {}, True),
+        (True, {"stream": True, "stream_options": {"include_usage": True}}, True),
+        (True, {"stream": True}, False),
+        (False, {}, False),
+    ],
+)
+async def test_tokens_are_counted_by_the_clients_span_or_by_the_turns_never_by_both(
+    has_parent: bool, body: dict[str, object], is_counted_by_client: bool, gateway: Served
+) -> None:
+    asked = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 8, **body}
+    headers = {"traceparent": TRACEPARENT} if has_parent else {}
+    await gateway.client.post("/v1/chat/completions", json=asked, headers=headers)
+    (turn,) = named(gateway, names.SPAN_TURN)
+    found = dict(turn.attributes or {})
+    own, shared = names.TURN_OUTPUT_TOKENS, names.OUTPUT_TOKENS
+    expected, absent = (own, shared) if is_counted_by_client else (shared, own)
+    assert found[expected] == 8
+    assert absent not in found
+    assert found[names.OPENINFERENCE_KIND] == ("CHAIN" if is_counted_by_client else "LLM")
+    assert not any(
+        names.INPUT_TOKENS in (span.attributes or {}) for span in named(gateway, names.SPAN_PREFILL)
+    )
 
 
 async def test_the_transfer_lies_inside_the_decode_leg(gateway: Served) -> None:

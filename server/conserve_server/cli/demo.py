@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from conserve_server.core.errors import ConfigError, ConserveError
 
 if TYPE_CHECKING:
+    from conserve_server.cli.dashboard import Phoenix
     from conserve_server.cli.demo_agent import Result
     from conserve_server.core.config import Config
 
@@ -43,6 +44,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--agent", type=Path, default=EXAMPLES / "langgraph_agent.py", help="the agent to run"
     )
+    parser.add_argument(
+        "--dashboard",
+        choices=("phoenix",),
+        help="also send the spans to a dashboard, started here and kept until Ctrl-C",
+    )
     parser.add_argument("--report", type=Path, default=Path("build/demo-report.json"))
     parser.add_argument(
         "--timeout", type=float, default=1200.0, metavar="SECONDS", help="longest run of the agent"
@@ -51,6 +57,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """0 if every check holds, 1 if one does not or the agent fails."""
+    from conserve_server.cli.dashboard import phoenix_python
     from conserve_server.core.config import load_config
 
     if not args.agent.is_file():
@@ -63,21 +70,49 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(config_path)
     if not config.is_local:
         raise ConfigError(f"{config_path} starts no engines: pools.decode.count must be at least 1")
+    python = phoenix_python() if args.dashboard else None
     try:
-        return asyncio.run(_demo(args, config_path, config))
+        return asyncio.run(_demo(args, config_path, config, python))
     except asyncio.CancelledError:
         return 128 + signal.SIGTERM
 
 
-async def _demo(args: argparse.Namespace, config_path: Path, config: Config) -> int:
+async def _demo(
+    args: argparse.Namespace, config_path: Path, config: Config, phoenix_python: Path | None
+) -> int:
+    _cancel_on_sigterm()
+    async with _dashboard(phoenix_python, config) as phoenix:
+        holds = await _run_and_show(args, config_path, config, phoenix)
+        if phoenix is not None:
+            print(f"dashboard: {await phoenix.sessions_url()} (until Ctrl-C)", flush=True)
+            await phoenix.process.wait()
+    return 0 if holds else 1
+
+
+@asynccontextmanager
+async def _dashboard(python: Path | None, config: Config) -> AsyncIterator[Phoenix | None]:
+    """Phoenix, starting while the engines do; None where none was asked for."""
+    if python is None:
+        yield None
+        return
+    from conserve_server.cli.dashboard import running_phoenix
+
+    run_dir = Path(config.launcher.run_dir)
+    async with running_phoenix(python, run_dir / "phoenix", run_dir / "logs" / "phoenix.log") as phoenix:
+        yield phoenix
+
+
+async def _run_and_show(
+    args: argparse.Namespace, config_path: Path, config: Config, phoenix: Phoenix | None
+) -> bool:
+    """The demo itself: whether every check holds."""
     from rich.console import Console
 
     from conserve_server.cli.demo_report import print_summary, print_timelines, write_report
 
-    _cancel_on_sigterm()
     traces = args.report.parent / "demo-traces"
     shutil.rmtree(traces, ignore_errors=True)
-    report = await _observe(args, config_path, config, traces)
+    report = await _observe(args, config_path, config, traces, phoenix)
     write_report(report, args.report)
     console = Console()
     # Every process has ended, and with it every span has been written.
@@ -85,7 +120,7 @@ async def _demo(args: argparse.Namespace, config_path: Path, config: Config) -> 
     print_summary(report, console)
     print(f"report: {args.report}")
     print(f"see one again: CONSERVE_TRACE_DIR={traces} conserve trace CONVERSATION")
-    return 0 if all(check["holds"] for check in report["checks"].values()) else 1
+    return all(check["holds"] for check in report["checks"].values())
 
 
 def _cancel_on_sigterm() -> None:
@@ -96,7 +131,7 @@ def _cancel_on_sigterm() -> None:
 
 
 async def _observe(
-    args: argparse.Namespace, config_path: Path, config: Config, traces: Path
+    args: argparse.Namespace, config_path: Path, config: Config, traces: Path, phoenix: Phoenix | None
 ) -> dict[str, Any]:
     """Run the cluster, and the agent on it: the report."""
     import aiohttp
@@ -105,13 +140,17 @@ async def _observe(
     from conserve_server.cli.gateway_process import running_gateway
     from conserve_server.cli.local_pool import started_pool
 
-    env, logs = _environment(traces), Path(config.launcher.run_dir) / "logs"
+    env = {**_environment(traces), **(phoenix.environment if phoenix else {})}
+    logs = Path(config.launcher.run_dir) / "logs"
     timeout = aiohttp.ClientTimeout(total=LOOK_TIMEOUT_S)
     async with (
         heartbeat() as doing,
         started_pool(config) as pool,
         aiohttp.ClientSession(timeout=timeout) as session,
     ):
+        if phoenix is not None:
+            doing("waiting for the dashboard")
+            await phoenix.ready()
         doing("starting the gateway")
         async with running_gateway(config_path, env, logs / "gateway.log") as base_url:
             observer = Observer(base_url, pool.specs, session)

@@ -28,6 +28,9 @@ from conserve_server.gateway.record import ConversationRecord
 from conserve_server.gateway.request import TurnRequest
 from conserve_server.telemetry import names
 
+_SHARED_USAGE = (names.INPUT_TOKENS, names.OUTPUT_TOKENS, names.CACHE_READ_TOKENS)
+_OWN_USAGE = (names.TURN_INPUT_TOKENS, names.TURN_OUTPUT_TOKENS, names.TURN_CACHE_READ_TOKENS)
+
 
 @dataclass(slots=True)
 class LiveTurn:
@@ -173,8 +176,15 @@ class LiveTurn:
         return headers
 
 
-def span_attributes(report: TurnReport, *, is_emulated: bool) -> dict[str, AttributeValue]:
-    """The ended turn as attributes of its span; what was not observed is absent."""
+def span_attributes(
+    report: TurnReport, *, is_emulated: bool, is_counted_by_client: bool
+) -> dict[str, AttributeValue]:
+    """The ended turn as attributes of its span; what was not observed is absent.
+
+    `is_counted_by_client`: the parent span has the usage, so that it must not be counted twice.
+    """
+    tokens = _OWN_USAGE if is_counted_by_client else _SHARED_USAGE
+    counts = (report.prompt_tokens, report.completion_tokens, report.cached_tokens)
     found: dict[str, AttributeValue | None] = {
         names.TURN_OUTCOME: report.outcome,
         names.TURN_PATH: report.path,
@@ -182,9 +192,8 @@ def span_attributes(report: TurnReport, *, is_emulated: bool) -> dict[str, Attri
         names.DECODER: report.decoder,
         names.TURN_STREAMED: report.streamed,
         names.TURN_TTFT_S: report.ttft_s,
-        names.INPUT_TOKENS: report.prompt_tokens,
-        names.OUTPUT_TOKENS: report.completion_tokens,
-        names.CACHE_READ_TOKENS: report.cached_tokens,
+        **dict(zip(tokens, counts, strict=True)),
+        names.OPENINFERENCE_KIND: "CHAIN" if is_counted_by_client else "LLM",
         names.EMULATED: is_emulated or None,
     }
     return {name: value for name, value in found.items() if value is not None}

@@ -101,7 +101,8 @@ class Turns:
         live.record.end_turn(report, live.first_token_s, live.gap_s, now_s)
         self._add_transfer(live, trace)
         error_type = error.code if error else "engine_refused" if live.refused else None
-        attributes = span_attributes(report, is_emulated=live.is_emulated)
+        is_counted = trace.has_parent and (live.request.wants_usage or not live.request.is_streamed)
+        attributes = span_attributes(report, is_emulated=live.is_emulated, is_counted_by_client=is_counted)
         trace.end(attributes, error_type=error_type, message=message)
         self._metrics.turn_ended(report)
         usage = live.usage
@@ -160,7 +161,7 @@ class Turns:
                 answer = await engine.prefill(
                     live.request.path, live.request.prefill_body(live.priority), headers
                 )
-                span.set_attribute(names.INPUT_TOKENS, answer.prompt_tokens)
+                span.set_attribute(names.TURN_INPUT_TOKENS, answer.prompt_tokens)
         except EngineFailed as error:
             log.warning(
                 "request %s: the prefill leg of conversation %r failed: %s",

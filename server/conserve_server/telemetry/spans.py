@@ -10,7 +10,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
+from opentelemetry.trace import (
+    Span,
+    SpanKind,
+    Status,
+    StatusCode,
+    Tracer,
+    get_current_span,
+    set_span_in_context,
+)
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
@@ -28,9 +36,12 @@ class TurnTrace:
     ) -> None:
         self._tracer = tracer
         self._shared = {names.CONVERSATION_ID: conversation_id, names.SESSION_ID: conversation_id}
+        parent = _PROPAGATOR.extract(carrier)
+        self.has_parent = get_current_span(parent).get_span_context().is_valid
+        """Whether the client has a span of its own for this turn."""
         self._turn = tracer.start_span(
             names.SPAN_TURN,
-            context=_PROPAGATOR.extract(carrier),
+            context=parent,
             kind=SpanKind.SERVER,
             attributes={**self._shared, **attributes},
         )

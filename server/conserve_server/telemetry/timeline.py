@@ -206,12 +206,17 @@ def _turn(span: Span, children: Sequence[Span], zero_ns: int) -> TurnRow:
         path=Path(path) if path in list(Path) else None,
         prefiller=span.text(names.PREFILLER),
         decoder=span.text(names.DECODER),
-        prompt_tokens=span.count(names.INPUT_TOKENS),
-        cached_tokens=span.count(names.CACHE_READ_TOKENS),
-        output_tokens=span.count(names.OUTPUT_TOKENS),
+        prompt_tokens=_either(span, names.TURN_INPUT_TOKENS, names.INPUT_TOKENS),
+        cached_tokens=_either(span, names.TURN_CACHE_READ_TOKENS, names.CACHE_READ_TOKENS),
+        output_tokens=_either(span, names.TURN_OUTPUT_TOKENS, names.OUTPUT_TOKENS),
         ttft_s=span.seconds(names.TURN_TTFT_S),
         error=span.text(names.ERROR_TYPE),
     )
+
+
+def _either(span: Span, own: str, shared: str) -> int | None:
+    counted = span.count(own)
+    return span.count(shared) if counted is None else counted
 
 
 def _segments(children: Sequence[Span], zero_ns: int) -> tuple[Segment, ...]:
