@@ -51,6 +51,11 @@ bench-sdk: env
 bench-identity: env
 	$(BIN)/python bench/identity.py
 
+# The paper's experiment as published and as a user feels it: build/reproduction.json and .html.
+.PHONY: reproduce
+reproduce: env
+	$(BIN)/python -m bench.reproduce
+
 .PHONY: bench-simulator
 bench-simulator: env
 	$(BIN)/python bench/simulator.py

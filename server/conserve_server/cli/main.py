@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from conserve_sdk._version import __version__
 from conserve_server.core.errors import ConfigError, ConserveError
 
-SUBCOMMANDS = ("demo", "serve", "up", "models", "trace", "record", "calibrate", "bench", "plan")
+SUBCOMMANDS = ("demo", "serve", "up", "models", "trace", "record", "simulate", "calibrate", "bench", "plan")
 """Each is a module of this package with `add_parser(subparsers)` and `run(args) -> exit status`."""
 
 _SERVER_EXTRA = frozenset(
     ("aiohttp", "httptools", "msgspec", "prometheus_client", "psutil", "pydantic", "starlette", "uvicorn")
 )
+_SIMULATION_EXTRA = frozenset(("numpy",))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,10 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"conserve {args.subcommand}: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _SERVER_EXTRA:
+        extra = _extra_of(error.name or "")
+        if extra is None:
             raise
         print(
-            f"conserve {args.subcommand} needs the server extra: pip install 'conserve-sdk[server]'",
+            f"conserve {args.subcommand} needs the {extra} extra: pip install 'conserve-sdk[{extra}]'",
             file=sys.stderr,
         )
         return 2
@@ -43,6 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return status
+
+
+def _extra_of(module: str) -> str | None:
+    """The extra that brings a module which is not installed; None if none does."""
+    package = module.partition(".")[0]
+    if package in _SIMULATION_EXTRA:
+        return "server,simulation"
+    return "server" if package in _SERVER_EXTRA else None
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,0 +1,71 @@
+"""`conserve simulate`: from a profile or a trace's file to a table or a document."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import pytest
+
+from conserve_server.cli.main import main
+
+SMALL = ["simulate", "tool-chat", "--rate", "2", "--count", "12"]
+
+
+def document(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert main([*SMALL, *arguments, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_a_profile_is_simulated_and_told_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    found = document(capsys, "--policy", "full_disaggregation")
+    assert found["policy"] == "full_disaggregation"
+    assert found["metrics"]["conversations"] == 12
+    assert found["metrics"]["transfers"] == found["metrics"]["turns"]
+    low, high = found["energy"]["range_j"]
+    assert low < found["energy"]["total_j"] < high
+
+
+def test_the_same_command_prints_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    assert document(capsys) == document(capsys)
+
+
+def test_a_table_is_printed_without_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(SMALL) == 0
+    assert "TTFT, first turns" in capsys.readouterr().out
+
+
+def test_policy_and_pools_come_from_a_configuration(
+    capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
+) -> None:
+    config = tmp_path / "conserve.toml"
+    config.write_text(
+        '[scheduler]\npolicy = "collocated_sticky"\n[pools.decode]\ncount = 2\n[pools.prefill]\ncount = 0\n'
+    )
+    found = document(capsys, "--config", str(config))
+    assert found["policy"] == "collocated_sticky"
+    assert found["engines"] == ["decode-0", "decode-1"]
+
+
+def test_gpus_of_the_two_pools_may_differ(capsys: pytest.CaptureFixture[str]) -> None:
+    same, slower = document(capsys), document(capsys, "--gpu", "h100,a100")
+    assert slower["metrics"]["tbt_s"]["p50"] > same["metrics"]["tbt_s"]["p50"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nowhere"], "neither a file nor a profile; the profiles are: coding-agent"),
+        (["tool-chat"], "pass --rate"),
+        (["tool-chat", "--rate", "1", "--gpu", "abacus"], "no step time grid for 'qwen3-8b' on 'abacus'"),
+        (["tool-chat", "--rate", "1", "--policy", "best"], "scheduler.policy must be one of"),
+        (["tool-chat", "--rate", "1", "--decode", "0"], "--decode must be at least 1"),
+    ],
+)
+def test_what_can_not_be_simulated_is_named(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["simulate", *arguments]) == 2
+    assert told in capsys.readouterr().err
