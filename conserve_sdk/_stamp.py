@@ -1,16 +1,32 @@
-"""The conversation on every span of the process."""
+"""The conversation on every span of the process, and which conversations are traced at all."""
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
+from opentelemetry.sdk.trace.sampling import (
+    Decision,
+    ParentBased,
+    Sampler,
+    SamplingResult,
+    TraceIdRatioBased,
+)
+from opentelemetry.trace import Link, SpanKind
+from opentelemetry.trace.span import TraceState
+from opentelemetry.util.types import Attributes
 
 from conserve_sdk import _names
 from conserve_sdk._identity import resolve_identity
+from conserve_sdk.protocol import SAMPLER, SAMPLER_ARGUMENT_VARIABLE, SAMPLER_VARIABLE, is_kept, kept_share
+
+_log = logging.getLogger("conserve_sdk")
 
 
 class ConversationStamp(SpanProcessor):
@@ -35,6 +51,63 @@ class ConversationStamp(SpanProcessor):
             span.set_attribute(_names.AGENT, identity.agent)
         for key, value in identity.metadata.items():
             span.set_attribute(_names.METADATA + key, value)
+
+
+class ConversationSampler(Sampler):
+    """Keeps this share of all conversations, each whole: by the hash of the outermost one's id.
+
+    Sub-agents' conversations go with the one around them. Spans outside of any conversation
+    go with their parent, or by their trace's id.
+    """
+
+    def __init__(self, share: float) -> None:
+        self._share: Final = share
+        self._others: Final = ParentBased(TraceIdRatioBased(share))
+
+    def should_sample(
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        trace_state: TraceState | None = None,
+    ) -> SamplingResult:
+        """Called by OpenTelemetry as a span starts."""
+        identity = resolve_identity()
+        if identity is not None:
+            deciding: str | None = identity.root_id or identity.conversation_id
+        else:
+            deciding = _announced_id(parent_context)
+        if deciding is None:
+            return self._others.should_sample(
+                parent_context, trace_id, name, kind, attributes, links, trace_state
+            )
+        is_sampled = is_kept(deciding, self._share)
+        decision = Decision.RECORD_AND_SAMPLE if is_sampled else Decision.DROP
+        state = trace.get_current_span(parent_context).get_span_context().trace_state
+        return SamplingResult(decision, attributes if is_sampled else None, state)
+
+    def get_description(self) -> str:
+        """As OpenTelemetry names samplers."""
+        return f"ConversationSampler{{{self._share}}}"
+
+
+def sampler_from_environment() -> Sampler | None:
+    """The sampler that OTEL_TRACES_SAMPLER asks for, if it is ours; a wrong share keeps all, and says so."""
+    if os.environ.get(SAMPLER_VARIABLE, "").strip().lower() != SAMPLER:
+        return None
+    try:
+        return ConversationSampler(kept_share(os.environ.get(SAMPLER_ARGUMENT_VARIABLE, "")))
+    except ValueError as error:
+        _log.warning("all conversations are traced: %s", error)
+        return ConversationSampler(1.0)
+
+
+def conversation_sampler(share: str) -> Sampler:
+    """For OpenTelemetry's own configuration, which finds it as `conserve_conversation`."""
+    return ConversationSampler(kept_share(share))
 
 
 def _set_id(span: Span, conversation_id: str) -> None:

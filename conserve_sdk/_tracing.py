@@ -88,6 +88,7 @@ def _ensure_provider(service_name: str) -> pathlib.Path | None:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+    from conserve_sdk._stamp import sampler_from_environment
     from conserve_sdk._trace_export import FlushAtExit, span_exporters
 
     present = trace.get_tracer_provider()
@@ -101,7 +102,7 @@ def _ensure_provider(service_name: str) -> pathlib.Path | None:
     if not exporters:
         return None
     resource = Resource.create({"service.name": service_name})
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False, sampler=sampler_from_environment())
     _stamp(provider)
     for exporter in exporters:
         provider.add_span_processor(BatchSpanProcessor(exporter))

@@ -101,6 +101,31 @@ def _shortened(text: str) -> str:
     return f"{text[: MAX_ID_LENGTH - len(digest) - 1]}~{digest}"
 
 
+SAMPLER_VARIABLE: Final = "OTEL_TRACES_SAMPLER"
+SAMPLER_ARGUMENT_VARIABLE: Final = "OTEL_TRACES_SAMPLER_ARG"
+SAMPLER: Final = "conserve_conversation"
+"""The value of `OTEL_TRACES_SAMPLER` that keeps or drops conversations whole, on both sides."""
+
+
+def kept_share(text: str) -> float:
+    """The share of conversations to keep, from 0 to 1; all where none is given. Raises ValueError."""
+    try:
+        share = float(text) if text.strip() else 1.0
+    except ValueError:
+        share = -1.0
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"{SAMPLER_ARGUMENT_VARIABLE}={text} must be a share of conversations from 0 to 1")
+    return share
+
+
+def is_kept(conversation_id: str, share: float) -> bool:
+    """Whether this conversation is among the share that is traced: by its id alone, alike everywhere."""
+    from hashlib import blake2b
+
+    digest = blake2b(conversation_id.encode(), digest_size=8, person=b"conserve-trace").digest()
+    return int.from_bytes(digest, "big") < share * 2**64
+
+
 class Path(StrEnum):
     """How a turn reached its decoder."""
 

@@ -34,6 +34,7 @@ from conserve_server.engines.vllm_command import Model, Slot, vllm_command
 from conserve_server.gateway.identity import ID_HEADERS
 from conserve_server.scheduling.conversation import State
 from conserve_server.telemetry.metrics import GatewayMetrics
+from conserve_server.telemetry.summary import ConversationSummary
 from tests.gateway.conftest import MODEL, served
 
 ROOT = Path(__file__).parents[1]
@@ -204,6 +205,7 @@ def metrics() -> dict[str, tuple[str, list[str]]]:
     """Each metric's type and labels, from a page on which everything was counted once."""
     found = GatewayMetrics()
     found.turn_ended(protocol.TurnReport(1, protocol.Outcome.COMPLETED, wait_s=1.0, ttft_s=1.0))
+    found.conversation_ended(ConversationSummary(1, 1, 1, 1, 1.0, 1.0, 1.0, 1.0, 1, 1, 1.0))
     found.set_engine("e", "decode", is_up=True)
     found.set_decoder("e", reserved=1, budget=1, overcommitted=1)
     found.set_queues(waiting=1, rebinds=1, by_state={"active": 1})

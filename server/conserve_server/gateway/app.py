@@ -29,6 +29,7 @@ from conserve_server.gateway.cluster import Cluster
 from conserve_server.gateway.conversation_routes import ConversationRoutes
 from conserve_server.gateway.conversations import Conversations
 from conserve_server.gateway.coordinator import Coordinator
+from conserve_server.gateway.endings import Endings
 from conserve_server.gateway.engine_profiles import engine_profiles
 from conserve_server.gateway.errors import api_of, error_document, error_headers
 from conserve_server.gateway.kv_signals import KvSignals
@@ -130,7 +131,7 @@ def _build(
     metrics = GatewayMetrics()
     plugins = [ConversationKv(spec) for spec in specs]
     signals = KvSignals(config.kv, scheduler, clock, metrics, plugins)
-    conversations = Conversations.from_config(gateway, coordinator, signals)
+    conversations = Conversations.from_config(gateway, coordinator, signals, Endings(tracer, metrics, clock))
     engines = [VllmEngine(spec, silence_timeout_s=gateway.turn_timeout_s) for spec in specs]
     for close in (*(engine.close for engine in engines), *(plugin.close for plugin in plugins)):
         stack.callback(close)

@@ -11,6 +11,7 @@ from conserve_server.core.config import GatewayConfig
 from conserve_server.core.errors import LimitReached
 from conserve_server.gateway.conversation_log import ConversationLog
 from conserve_server.gateway.coordinator import Coordinator
+from conserve_server.gateway.endings import Endings
 from conserve_server.gateway.identity import Identity, tenant_of
 from conserve_server.gateway.kv_signals import KvSignals
 from conserve_server.gateway.recognition import Recognition, Watch
@@ -42,6 +43,7 @@ class Conversations:
         synthetic_idle_timeout_s: float,
         limit: int,
         own_limits: Mapping[str, int],
+        endings: Endings,
     ) -> None:
         self._coordinator = coordinator
         self.log = log
@@ -52,12 +54,13 @@ class Conversations:
         self._synthetic_idle_timeout_s = synthetic_idle_timeout_s
         self._limit = limit
         self._own_limits = dict(own_limits)
+        self._endings = endings
         self._resting: dict[str, OrderedDict[str, float]] = {}
         """By tenant: synthetic conversations without a turn, and since when."""
 
     @classmethod
     def from_config(
-        cls, gateway: GatewayConfig, coordinator: Coordinator, signals: KvSignals
+        cls, gateway: GatewayConfig, coordinator: Coordinator, signals: KvSignals, endings: Endings
     ) -> Conversations:
         own = {
             name: tenant.max_conversations
@@ -74,6 +77,7 @@ class Conversations:
             synthetic_idle_timeout_s=gateway.synthetic_idle_timeout_s,
             limit=gateway.max_conversations,
             own_limits=own,
+            endings=endings,
         )
 
     # -- turns ---------------------------------------------------------------------------------
@@ -110,6 +114,8 @@ class Conversations:
         """A turn is over, and the scheduler knows. The conversation rests, or is over as well."""
         if record.ended_as is not None:
             self.signals.turn_ended(record)
+            if not record.has_turns:
+                self._endings.ended(record)
             return
         can_go_on = not identity.is_synthetic or (
             watch is not None and self.recognition.settle(identity, watch, is_completed=is_completed)
@@ -126,11 +132,14 @@ class Conversations:
     def end(self, record: ConversationRecord, ended_as: str) -> None:
         """The conversation is over: its reservation is freed once its running turns have ended."""
         identity = record.identity
+        is_new = record.ended_as is None
         self._resting.get(identity.tenant, OrderedDict()).pop(identity.key, None)
         self.recognition.forget(identity)
         self.log.end(record, ended_as)
         self._coordinator.end_conversation(identity.key)
         self.signals.conversation_ended(record)
+        if is_new and not record.has_turns:
+            self._endings.ended(record)
 
     def release(self, record: ConversationRecord) -> None:
         """End it by its client's wish, and its branches with it."""

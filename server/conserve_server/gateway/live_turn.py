@@ -29,6 +29,7 @@ from conserve_server.gateway.request import TurnRequest
 from conserve_server.telemetry import names
 
 _SHARED_USAGE = (names.INPUT_TOKENS, names.OUTPUT_TOKENS, names.CACHE_READ_TOKENS)
+_CACHE_WRITE = (names.CACHE_WRITE_TOKENS, names.CACHE_CREATION_TOKENS)
 _OWN_USAGE = (names.TURN_INPUT_TOKENS, names.TURN_OUTPUT_TOKENS, names.TURN_CACHE_READ_TOKENS)
 
 
@@ -193,7 +194,15 @@ def span_attributes(
         names.TURN_STREAMED: report.streamed,
         names.TURN_TTFT_S: report.ttft_s,
         **dict(zip(tokens, counts, strict=True)),
+        **({} if is_counted_by_client else dict.fromkeys(_CACHE_WRITE, _written_tokens(report))),
         names.OPENINFERENCE_KIND: "CHAIN" if is_counted_by_client else "LLM",
         names.EMULATED: is_emulated or None,
     }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _written_tokens(report: TurnReport) -> int | None:
+    """Prompt tokens that the engine had to compute, and keeps for the next turn."""
+    if report.prompt_tokens is None or report.cached_tokens is None:
+        return None
+    return report.prompt_tokens - report.cached_tokens

@@ -5,8 +5,11 @@ Bindings and reservations are the scheduler's; nothing here decides anything.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Protocol
+
+from opentelemetry.trace import SpanContext
 
 from conserve_sdk.protocol import ConversationReport, Path, RunningTurn, ToolEvent, ToolReport, TurnReport
 from conserve_server.core.errors import InvalidRequest
@@ -14,6 +17,8 @@ from conserve_server.gateway.identity import DEFAULT_TENANT, Identity
 
 MAX_TOOLS = 10_000
 """Tool calls kept for one conversation: a few MB at most."""
+MAX_LINKS = 128
+"""Turns, the latest, that a conversation's summary links to: OpenTelemetry's own limit for a span."""
 ENDED = "ended"
 EXPIRED = "expired"
 
@@ -35,12 +40,14 @@ class ConversationRecord:
     is_emulated: bool = False
     ended_as: str | None = None
     kv_transfers: int = 0
+    rebinds: int = 0
     turns_begun: int = 0
     last_turn_s: float = 0.0
     turns: dict[int, TurnReport] = field(default_factory=dict)
     running: dict[int, Running] = field(default_factory=dict)
     tools: dict[str, ToolReport] = field(default_factory=dict)
     decoders: list[str] = field(default_factory=list)
+    turn_spans: deque[SpanContext] = field(default_factory=lambda: deque(maxlen=MAX_LINKS))
     ttfet_s: float | None = None
     gap_s: float = 0.0
     _running: int = 0
@@ -51,6 +58,11 @@ class ConversationRecord:
     def has_turns(self) -> bool:
         """Whether one of its turns is running."""
         return self._running > 0
+
+    @property
+    def last_end_s(self) -> float | None:
+        """When the turn ended that ended last."""
+        return self._last_end_s
 
     def begin_turn(self, now_s: float) -> int:
         """Count a turn in; its number, from 1."""
@@ -64,6 +76,7 @@ class ConversationRecord:
     def bind(self, path: Path, decoder: str) -> None:
         """A decoder answered a turn that placed this conversation, or that moved KV to it."""
         self.kv_transfers += path.moves_kv
+        self.rebinds += path.binds and bool(self.decoders)
         if not self.decoders or self.decoders[-1] != decoder:
             self.decoders.append(decoder)
 

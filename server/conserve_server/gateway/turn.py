@@ -69,6 +69,7 @@ class Turns:
         """
         live = self._begin(request, identity, watch)
         trace = TurnTrace(self._tracer, headers, identity.conversation_id, _first_attributes(live, identity))
+        live.record.turn_spans.append(trace.span_context)
         outcome, error = Outcome.FAILED, None
         try:
             await self._run(live, trace, reply)

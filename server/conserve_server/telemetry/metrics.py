@@ -6,9 +6,28 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from conserve_sdk.protocol import TurnReport
+from conserve_server.telemetry.summary import ConversationSummary
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+_SHARES = tuple(tenth / 10 for tenth in range(11))
+_COUNTS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
+_LONG_SECONDS = (0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 1800.0, 3600.0, 14400.0)
+_TOKEN_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.5, 1.0)
+_JOULES = (10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5, 3e5, 1e6)
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+
+_CONVERSATIONS: dict[str, tuple[str, str, tuple[float, ...]]] = {
+    "turns": ("turns", "Turns of an ended conversation.", _COUNTS),
+    "kv_transfers": ("kv_transfers", "KV transfers of an ended conversation.", (0, *_COUNTS)),
+    "rebinds": ("rebinds", "Bindings of an ended conversation beyond its first.", (0, *_COUNTS)),
+    "ttfet_s": ("ttfet_seconds", "Time to first effective token, tool time left out.", _SECONDS),
+    "last_turn_tbt_s": ("last_turn_tbt_seconds", "Mean time between the last turn's tokens.", _TOKEN_SECONDS),
+    "e2e_s": ("e2e_seconds", "First turn's arrival to the last turn's end.", _LONG_SECONDS),
+    "cached_share": ("cached_share", "Share of all prompt tokens that were cached.", _SHARES),
+    "energy_j": ("energy_joules", "Energy of an ended conversation, where metered.", _JOULES),
+}
+"""A field of the summary: its metric's name, its meaning and its buckets."""
 
 
 class GatewayMetrics:
@@ -60,6 +79,17 @@ class GatewayMetrics:
             "conserve_engine_follows_conversations", "1 where the engine has conserve_vllm and it works.",
             ("engine",), registry=registry,
         )  # fmt: skip
+        self._of_conversations = {
+            field: Histogram(f"conserve_conversation_{name}", text, buckets=buckets, registry=registry)
+            for field, (name, text, buckets) in _CONVERSATIONS.items()
+        }
+
+    def conversation_ended(self, summary: ConversationSummary) -> None:
+        """Count an ended conversation; what was not observed is left out."""
+        for field, histogram in self._of_conversations.items():
+            value = getattr(summary, field)
+            if value is not None:
+                histogram.observe(value)
 
     def turn_ended(self, report: TurnReport) -> None:
         """Count one turn; what was not observed is left out."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 # -- spans -----------------------------------------------------------------------------
+SPAN_CONVERSATION: Final = "conserve.conversation"
 SPAN_TURN: Final = "conserve.turn"
 SPAN_ADMISSION: Final = "conserve.admission"
 SPAN_PREFILL: Final = "conserve.prefill"
@@ -31,6 +32,9 @@ OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
 CACHE_READ_TOKENS: Final = "gen_ai.usage.cache_read.input_tokens"
 OPENINFERENCE_KIND: Final = "openinference.span.kind"
 """What Phoenix draws a span as; it guesses from `gen_ai.*` where this is absent."""
+CACHE_WRITE_TOKENS: Final = "gen_ai.usage.cache_write.input_tokens"
+CACHE_CREATION_TOKENS: Final = "gen_ai.usage.cache_creation.input_tokens"
+"""The name of `cache_write` until it was renamed; dashboards still read the one or the other."""
 ERROR_TYPE: Final = "error.type"
 
 # -- ours --------------------------------------------------------------------------------
@@ -54,6 +58,19 @@ TENANT: Final = "conserve.tenant"
 """Absent where no tenants are configured. Two tenants may use one conversation id."""
 PARENT_CONVERSATION_ID: Final = "conserve.conversation.parent_id"
 EMULATED: Final = "conserve.emulated"
+CONVERSATION_ENDED_AS: Final = "conserve.conversation.ended_as"
+CONVERSATION_TURNS: Final = "conserve.conversation.turns"
+CONVERSATION_TOOL_CALLS: Final = "conserve.conversation.tool_calls"
+CONVERSATION_TRANSFERS: Final = "conserve.conversation.kv_transfers"
+CONVERSATION_REBINDS: Final = "conserve.conversation.rebinds"
+CONVERSATION_E2E_S: Final = "conserve.conversation.e2e_s"
+CONVERSATION_TTFET_S: Final = "conserve.conversation.ttfet_s"
+CONVERSATION_LAST_TBT_S: Final = "conserve.conversation.last_turn_tbt_s"
+CONVERSATION_CACHED_SHARE: Final = "conserve.conversation.cached_share"
+CONVERSATION_PROMPT_TOKENS: Final = "conserve.conversation.prompt_tokens"
+CONVERSATION_OUTPUT_TOKENS: Final = "conserve.conversation.output_tokens"
+CONVERSATION_ENERGY_J: Final = "conserve.conversation.energy_j"
+"""Joules; only where a meter is configured."""
 TRANSFER_OBSERVED_BY: Final = "conserve.transfer.observed_by"
 """`engine` where the engine's own per-request timing says when the KV was there, else
 `first_token`, which is later than the end of the transfer."""

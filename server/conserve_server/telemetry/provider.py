@@ -21,6 +21,7 @@ from opentelemetry.trace import NoOpTracer, Tracer
 from conserve_sdk.protocol import trace_dir
 from conserve_server.core.errors import ConfigError
 from conserve_server.telemetry.rotating import RotatingFile
+from conserve_server.telemetry.sampling import sampler_from_environment
 
 _SCOPE = "conserve_server"
 _EXPORTER = "OTEL_TRACES_EXPORTER"
@@ -125,7 +126,7 @@ def _keep(provider: TracerProvider, service_name: str, folder: pathlib.Path) -> 
 def _provider(service_name: str) -> TracerProvider:
     # What the user says in OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES wins over our name.
     resource = Resource.create({SERVICE_NAME: service_name}).merge(OTELResourceDetector().detect())
-    return TracerProvider(resource=resource, shutdown_on_exit=False)
+    return TracerProvider(resource=resource, shutdown_on_exit=False, sampler=sampler_from_environment())
 
 
 def _is_set(name: str) -> bool:

@@ -6,12 +6,14 @@ is used). Every span carries the conversation's id.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from opentelemetry.context import Context
 from opentelemetry.trace import (
+    Link,
     Span,
+    SpanContext,
     SpanKind,
     Status,
     StatusCode,
@@ -47,6 +49,11 @@ class TurnTrace:
         )
         self._context: Context = set_span_in_context(self._turn)
 
+    @property
+    def span_context(self) -> SpanContext:
+        """What other spans refer to this turn by."""
+        return self._turn.get_span_context()
+
     @contextmanager
     def step(self, name: str, attributes: Attributes, kind: SpanKind = SpanKind.INTERNAL) -> Iterator[Span]:
         """A child span around a step; an error or a cancellation ends and marks it."""
@@ -73,6 +80,34 @@ class TurnTrace:
         if error_type is not None:
             _mark(self._turn, error_type, message)
         self._turn.end()
+
+
+def write_conversation_span(
+    tracer: Tracer,
+    conversation_id: str,
+    attributes: Attributes,
+    *,
+    turns: Iterable[SpanContext],
+    start_ns: int,
+    end_ns: int,
+) -> None:
+    """The summary of an ended conversation: a trace of its own, linked to those of its turns.
+
+    It is written if its last turn was sampled, so that a conversation is there whole or not at all.
+    Times are nanoseconds since the epoch.
+    """
+    links = [Link(context) for context in turns if context.is_valid]
+    if links and not links[-1].context.trace_flags.sampled:
+        return
+    shared = {names.CONVERSATION_ID: conversation_id, names.SESSION_ID: conversation_id}
+    span = tracer.start_span(
+        names.SPAN_CONVERSATION,
+        context=Context(),
+        attributes={**shared, **attributes},
+        links=links,
+        start_time=start_ns,
+    )
+    span.end(end_ns)
 
 
 def trace_headers(span: Span) -> dict[str, str]:

@@ -1,0 +1,69 @@
+"""A conversation's last word: its summary, as a span of its own and in the metrics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from opentelemetry.trace import Tracer
+
+from conserve_server.core.clock import Clock
+from conserve_server.gateway.identity import DEFAULT_TENANT
+from conserve_server.gateway.record import ConversationRecord
+from conserve_server.telemetry import names
+from conserve_server.telemetry.metrics import GatewayMetrics
+from conserve_server.telemetry.spans import Attributes, write_conversation_span
+from conserve_server.telemetry.summary import ConversationSummary
+
+
+class Endings:
+    """Told once a conversation has ended and its last turn is over.
+
+    One that goes on after its end is summed up again, whole, when it ends again.
+    """
+
+    def __init__(
+        self,
+        tracer: Tracer,
+        metrics: GatewayMetrics,
+        clock: Clock,
+        *,
+        wall_clock_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._tracer = tracer
+        self._metrics = metrics
+        self._clock = clock
+        self._wall_clock_ns = wall_clock_ns
+
+    def ended(self, record: ConversationRecord) -> None:
+        """Write the summary; nothing for a conversation that never had a turn of its own."""
+        if not record.turns or record.last_end_s is None:
+            return
+        report = record.report(state=record.ended_as or "", reserved_kv_tokens=0)
+        e2e_s = record.last_end_s - record.first_arrival_s
+        summary = ConversationSummary.of(report, e2e_s=e2e_s, rebinds=record.rebinds)
+        self._metrics.conversation_ended(summary)
+        end_ns = self._wall_clock_ns() - round((self._clock.now_s() - record.last_end_s) * 1e9)
+        write_conversation_span(
+            self._tracer,
+            record.identity.conversation_id,
+            {**_who(record), **summary.attributes()},
+            turns=record.turn_spans,
+            start_ns=end_ns - round(e2e_s * 1e9),
+            end_ns=end_ns,
+        )
+
+
+def _who(record: ConversationRecord) -> Attributes:
+    identity = record.identity
+    found: dict[str, str | bool | None] = {
+        names.CONVERSATION_ENDED_AS: record.ended_as,
+        names.AGENT_NAME: identity.agent,
+        names.REQUEST_MODEL: identity.model,
+        names.PARENT_CONVERSATION_ID: identity.parent_id,
+        names.SYNTHETIC: identity.is_synthetic,
+        names.DECODER: record.decoders[-1] if record.decoders else None,
+        names.TENANT: None if identity.tenant == DEFAULT_TENANT else identity.tenant,
+        names.EMULATED: record.is_emulated or None,
+    }
+    return {name: value for name, value in found.items() if value is not None}

@@ -1,0 +1,92 @@
+"""What a conversation came to, once it has ended: its times, transfers and cache hits. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from opentelemetry.util.types import AttributeValue
+
+from conserve_sdk.protocol import ConversationReport, Outcome, TurnReport
+from conserve_server.telemetry import names
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationSummary:
+    """An ended conversation's figures; None where nothing was observed.
+
+    `ttfet_s` and `last_turn_tbt_s` are the paper's metrics (ConServe, arXiv 2606.01839): the
+    first token of the last turn with tool time left out, and the mean time between the last
+    turn's tokens. `e2e_s` runs from the first turn's arrival to the last turn's end, tool time
+    included. `cached_share` is the part of all prompt tokens that engines had in their caches.
+    """
+
+    turns: int
+    tool_calls: int
+    kv_transfers: int
+    rebinds: int
+    e2e_s: float
+    ttfet_s: float | None
+    last_turn_tbt_s: float | None
+    cached_share: float | None
+    prompt_tokens: int | None
+    output_tokens: int | None
+    energy_j: float | None = None
+
+    @classmethod
+    def of(
+        cls, report: ConversationReport, *, e2e_s: float, rebinds: int, energy_j: float | None = None
+    ) -> ConversationSummary:
+        """The figures of a report, with what a report does not hold."""
+        return cls(
+            turns=len(report.turns),
+            tool_calls=len(report.tools),
+            kv_transfers=report.kv_transfers,
+            rebinds=rebinds,
+            e2e_s=e2e_s,
+            ttfet_s=report.ttfet_s,
+            last_turn_tbt_s=_last_turn_tbt_s(report.turns),
+            cached_share=_cached_share(report.turns),
+            prompt_tokens=_sum([turn.prompt_tokens for turn in report.turns]),
+            output_tokens=_sum([turn.completion_tokens for turn in report.turns]),
+            energy_j=energy_j,
+        )
+
+    def attributes(self) -> dict[str, AttributeValue]:
+        """As a span's attributes. Ours alone: `gen_ai.usage.*` here would be added up twice."""
+        found: dict[str, AttributeValue | None] = {
+            names.CONVERSATION_TURNS: self.turns,
+            names.CONVERSATION_TOOL_CALLS: self.tool_calls,
+            names.CONVERSATION_TRANSFERS: self.kv_transfers,
+            names.CONVERSATION_REBINDS: self.rebinds,
+            names.CONVERSATION_E2E_S: self.e2e_s,
+            names.CONVERSATION_TTFET_S: self.ttfet_s,
+            names.CONVERSATION_LAST_TBT_S: self.last_turn_tbt_s,
+            names.CONVERSATION_CACHED_SHARE: self.cached_share,
+            names.CONVERSATION_PROMPT_TOKENS: self.prompt_tokens,
+            names.CONVERSATION_OUTPUT_TOKENS: self.output_tokens,
+            names.CONVERSATION_ENERGY_J: self.energy_j,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def _last_turn_tbt_s(turns: Sequence[TurnReport]) -> float | None:
+    """Seconds between the last answered turn's tokens, on the mean; None for a single token."""
+    answered = [turn for turn in turns if turn.outcome is Outcome.COMPLETED]
+    if not answered:
+        return None
+    last = answered[-1]
+    if last.ttft_s is None or last.duration_s is None or (last.completion_tokens or 0) < 2:
+        return None
+    return max(0.0, last.duration_s - last.ttft_s) / ((last.completion_tokens or 0) - 1)
+
+
+def _cached_share(turns: Sequence[TurnReport]) -> float | None:
+    pairs = [(t.cached_tokens, t.prompt_tokens) for t in turns]
+    seen = [(cached, prompt) for cached, prompt in pairs if cached is not None and prompt]
+    return sum(cached for cached, _ in seen) / sum(prompt for _, prompt in seen) if seen else None
+
+
+def _sum(counts: Sequence[int | None]) -> int | None:
+    seen = [count for count in counts if count is not None]
+    return sum(seen) if seen else None
