@@ -4,6 +4,7 @@ python examples/langchain_agent.py --base-url http://127.0.0.1:8000/v1
 """
 
 import asyncio
+from typing import Any
 
 from langchain.agents import create_agent
 from langchain_core.messages import HumanMessage
@@ -18,7 +19,7 @@ from town import QUESTIONS, SYSTEM, calculate, search_notes
 async def main() -> None:
     args = agent_arguments(__doc__)
     llm = conserve.wrap(ChatOpenAI(model=args.model, base_url=args.base_url, api_key=lambda: "-"))
-    tools = [search_notes, calculate]
+    tools: list[Any] = [search_notes, calculate]
     agent = create_agent(llm, tools, system_prompt=SYSTEM, middleware=[ConserveMiddleware()])
     for i in range(args.conversations):
         async with conserve.conversation(agent="researcher") as conversation:
