@@ -1,38 +1,44 @@
-"""What the SDK costs an agent: seconds to import, microseconds per model call and per tool call.
+"""What the SDK costs an agent: seconds to import, microseconds a model call, bytes after very many.
 
-    python bench/sdk_overhead.py [--calls 200] [--rounds 15] [--imports 7] [--output build/sdk-overhead.json]
+    python bench/sdk_overhead.py [--calls 20] [--rounds 150] [--memory-calls 100000]
 
-The same kind of OpenAI client calls an in-process mock transport without the SDK and wrapped
-inside a conversation, call by call in turn, so that both see the same machine; each round
-gives the median of its calls, and the differences are taken round by round. No gateway and no
-network take part, so the figures are the SDK's own work on the caller's thread.
+Four processes make the same OpenAI calls against an in-process mock: without the SDK (`off`),
+tagged by it (`tagged`), with OpenTelemetry's OpenAI instrumentation alone (`official`), and
+tagged and traced by the SDK (`traced`); the last two export their spans to a file, in batches.
+They take turns, a few calls each, in an order that changes with each round, so that all see the
+same machine; each round gives the median of its calls, and differences are taken round by round.
+No gateway and no network take part: the figures are the work on the caller's thread.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
+import random
 import shlex
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-import httpx2
-from openai import OpenAI
-
-import conserve_sdk as conserve
-
+SIDES = ("off", "tagged", "official", "traced")
+SEED = 1
 _IMPORT = "import time; t = time.perf_counter(); import {}; print(time.perf_counter() - t)"
-_URL = "http://127.0.0.1:9/v1"
-_PACKAGES = ("conserve-sdk", "openai", "httpx2", "opentelemetry-api")
+_WORKER = pathlib.Path(__file__).with_name("sdk_worker.py")
+_PACKAGES = (
+    "conserve-sdk",
+    "openai",
+    "httpx2",
+    "opentelemetry-sdk",
+    "opentelemetry-instrumentation-genai-openai",
+)
+TARGETS = {"tagging_us": 50.0, "spans_of_official": 1.2}
 
 
 def main() -> None:
@@ -40,10 +46,15 @@ def main() -> None:
     result = {
         "command": shlex.join(["python", *sys.argv]),
         "machine": machine(),
+        "load_average": os.getloadavg(),
         "versions": versions(),
+        "seed": SEED,
+        "targets": TARGETS,
         "import_s": summary([import_s("conserve_sdk") for _ in range(options.imports)]),
-        **measure_calls(options.calls, options.rounds),
     }
+    with workers() as found:
+        result |= measure(found, options.calls, options.rounds)
+        result["memory"] = {side: memory(found[side], options.memory_calls) for side in ("off", "traced")}
     print(json.dumps(result, indent=2))
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(result, indent=2) + "\n")
@@ -51,10 +62,11 @@ def main() -> None:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--calls", type=int, default=200, help="calls per round and side")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--calls", type=int, default=20, help="calls per round and side")
+    parser.add_argument("--rounds", type=int, default=150)
     parser.add_argument("--imports", type=int, default=7, help="fresh processes that import the SDK")
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("build/sdk-overhead.json"))
+    parser.add_argument("--memory-calls", type=int, default=100_000)
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("build/sdk.json"))
     return parser.parse_args(arguments)
 
 
@@ -73,61 +85,78 @@ def import_s(module: str) -> float:
     return float(subprocess.run(program, capture_output=True, check=True, text=True, timeout=60).stdout)
 
 
-def measure_calls(calls: int, rounds: int) -> dict[str, Any]:
-    """The three figures of each round, summed up; the first round warms up and is left out."""
-    plain, wrapped = client(), conserve.wrap(client())
-    measured = [measure_round(plain, wrapped, calls) for _ in range(rounds + 1)][1:]
-    plain_us, wrapped_us, tool_us = ([figures[n] for figures in measured] for n in range(3))
-    pairs = list(zip(plain_us, wrapped_us, strict=True))
+Worker = subprocess.Popen[str]
+
+
+@contextmanager
+def workers() -> Iterator[dict[str, Worker]]:
+    """A process for each side; all have ended when the block has."""
+    found = {
+        side: subprocess.Popen(
+            [sys.executable, str(_WORKER), side], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for side in SIDES
+    }
+    try:
+        yield found
+    finally:
+        for worker in found.values():
+            worker.communicate(timeout=60)
+
+
+def ask(worker: Worker, command: str, count: int) -> list[float]:
+    """What the worker answers; the others are idle meanwhile."""
+    if worker.stdin is None or worker.stdout is None:
+        raise RuntimeError("a worker is spoken to through pipes")
+    worker.stdin.write(f"{command} {count}\n")
+    worker.stdin.flush()
+    answer: list[float] = json.loads(worker.stdout.readline())
+    return answer
+
+
+def measure(found: dict[str, Worker], calls: int, rounds: int) -> dict[str, Any]:
+    """Each side's calls, and what each adds to a call without the SDK; the first round warms up."""
+    order = random.Random(SEED)
+    measured = [measure_round(found, calls, order) for _ in range(rounds + 1)][1:]
+    by_side = {side: [figures[side] for figures in measured] for side in (*SIDES, "tool")}
+    added = {
+        side: [one - off for one, off in zip(by_side[side], by_side["off"], strict=True)] for side in SIDES
+    }
     return {
         "calls_per_round": calls,
         "rounds": rounds,
-        "unwrapped_us": summary(plain_us),
-        "wrapped_us": summary(wrapped_us),
-        "added_us": summary([with_sdk - without for without, with_sdk in pairs]),
-        "ratio": summary([with_sdk / without for without, with_sdk in pairs]),
-        "tool_call_us": summary(tool_us),
+        "call_us": {side: summary(by_side[side]) for side in SIDES},
+        "added_us": {side: summary(added[side]) for side in SIDES if side != "off"},
+        "of_official": of_official({side: statistics.median(added[side]) for side in added}),
+        "tool_call_us": summary(by_side["tool"]),
     }
 
 
-def measure_round(plain: OpenAI, wrapped: OpenAI, calls: int) -> tuple[float, float, float]:
-    """Median microseconds of an unwrapped call, a wrapped one and a tool call."""
-    plain_us, wrapped_us, tool_us = [], [], []
-    for _ in range(calls):
-        plain_us.append(duration_us(lambda: ask(plain)))
-        with conserve.conversation(agent="bench", keep_open=True):
-            wrapped_us.append(duration_us(lambda: ask(wrapped)))
-        conversation = conserve.conversation(agent="bench")
-        tool_us.append(duration_us(functools.partial(call_tool, conversation)))
-    return statistics.median(plain_us), statistics.median(wrapped_us), statistics.median(tool_us)
-
-
-def client() -> OpenAI:
-    """A client whose server answers at once, in process."""
-    body = {
-        "id": "c",
-        "object": "chat.completion",
-        "created": 1,
-        "model": "m",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": "3"}, "finish_reason": "stop"}],
+def of_official(added_us: dict[str, float]) -> dict[str, float]:
+    """What the SDK's spans add (tagging left out, and with it) as multiples of the official alone."""
+    return {
+        "spans": round((added_us["traced"] - added_us["tagged"]) / added_us["official"], 4),
+        "tagging_and_spans": round(added_us["traced"] / added_us["official"], 4),
     }
-    transport = httpx2.MockTransport(lambda _: httpx2.Response(200, json=body))
-    return OpenAI(base_url=_URL, api_key="-", http_client=httpx2.Client(transport=transport))
 
 
-def ask(openai: OpenAI) -> None:
-    openai.chat.completions.create(model="m", messages=[{"role": "user", "content": "1 + 2?"}])
+def measure_round(found: dict[str, Worker], calls: int, order: random.Random) -> dict[str, float]:
+    """The median microseconds of a call of each side, and of a tool call of the tagged one."""
+    sides = list(SIDES)
+    order.shuffle(sides)
+    figures = {side: statistics.median(ask(found[side], "calls", calls)) for side in sides}
+    return {**figures, "tool": statistics.median(ask(found["tagged"], "tools", calls))}
 
 
-def call_tool(conversation: conserve.Conversation) -> None:
-    with conversation.tool("search"):
-        pass
-
-
-def duration_us(call: Callable[[], None]) -> float:
-    started_s = time.perf_counter()
-    call()
-    return (time.perf_counter() - started_s) * 1e6
+def memory(worker: Worker, calls: int) -> dict[str, float]:
+    """Resident memory at most, in MiB, before and after this many calls."""
+    before, after = ask(worker, "memory", calls)
+    return {
+        "calls": calls,
+        "before_mib": round(before / 2**20, 1),
+        "after_mib": round(after / 2**20, 1),
+        "grown_mib": round((after - before) / 2**20, 1),
+    }
 
 
 def summary(values: list[float]) -> dict[str, float]:

@@ -23,7 +23,8 @@ from opentelemetry.trace.span import TraceState
 from opentelemetry.util.types import Attributes
 
 from conserve_sdk import _names
-from conserve_sdk._identity import resolve_identity
+from conserve_sdk._identity import Identity, resolve_identity
+from conserve_sdk._spans import Attribute
 from conserve_sdk.protocol import SAMPLER, SAMPLER_ARGUMENT_VARIABLE, SAMPLER_VARIABLE, is_kept, kept_share
 
 _log = logging.getLogger("conserve_sdk")
@@ -42,15 +43,9 @@ class ConversationStamp(SpanProcessor):
         if identity is None:
             inherited = _announced_id(parent_context) or _parents_id(parent_context)
             if inherited is not None:
-                _set_id(span, inherited)
+                span.set_attributes(_attributes(Identity(inherited)))
             return
-        _set_id(span, identity.conversation_id)
-        if identity.parent_id is not None:
-            span.set_attribute(_names.PARENT_CONVERSATION_ID, identity.parent_id)
-        if identity.agent is not None:
-            span.set_attribute(_names.AGENT, identity.agent)
-        for key, value in identity.metadata.items():
-            span.set_attribute(_names.METADATA + key, value)
+        span.set_attributes(_attributes(identity))  # at once: each setting takes the span's lock
 
 
 class ConversationSampler(Sampler):
@@ -110,9 +105,18 @@ def conversation_sampler(share: str) -> Sampler:
     return ConversationSampler(kept_share(share))
 
 
-def _set_id(span: Span, conversation_id: str) -> None:
-    span.set_attribute(_names.CONVERSATION_ID, conversation_id)
-    span.set_attribute(_names.SESSION_ID, conversation_id)
+def _attributes(identity: Identity) -> dict[str, Attribute]:
+    conversation_id = identity.conversation_id
+    found: dict[str, Attribute] = {
+        _names.CONVERSATION_ID: conversation_id,
+        _names.SESSION_ID: conversation_id,
+        **{_names.METADATA + key: value for key, value in identity.metadata.items()},
+    }
+    if identity.parent_id is not None:
+        found[_names.PARENT_CONVERSATION_ID] = identity.parent_id
+    if identity.agent is not None:
+        found[_names.AGENT] = identity.agent
+    return found
 
 
 def _announced_id(context: Context | None) -> str | None:
