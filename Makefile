@@ -60,6 +60,11 @@ reproduce: env
 bench-simulator: env
 	$(BIN)/python bench/simulator.py
 
+# Five policies on real vLLM engines of this machine, and simulated: about ten minutes, nothing else running.
+.PHONY: bench-live
+bench-live: env vllm-env
+	$(BIN)/python bench/live.py
+
 # The engine model against a real vLLM run.
 .PHONY: validate
 validate: env

@@ -8,7 +8,7 @@ import pathlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from conserve_server.simulation.calibration import Calibration
+    from conserve_server.simulation.calibration import Calibration, Observation
     from conserve_server.simulation.live.probes import Plan
     from conserve_server.simulation.live.token_client import TokenClient
 
@@ -67,7 +67,7 @@ async def _calibrate(args: argparse.Namespace) -> Calibration:
     )
 
 
-async def _measured(client: TokenClient, plan: Plan):  # type: ignore[no-untyped-def]
+async def _measured(client: TokenClient, plan: Plan) -> list[Observation]:
     from rich.progress import Progress
 
     from conserve_server.simulation.live.probes import Prober

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from conserve_server.core.errors import ConfigError, TraceError
 
-from .link import Link
 from .timing import LinearTiming, Step
 from .workloads.reading import Seconds, json_document
 
@@ -44,11 +43,7 @@ class FitQuality(msgspec.Struct, frozen=True):
 
 
 class Calibration(msgspec.Struct, frozen=True, tag_field="format", tag=FORMAT, forbid_unknown_fields=True):
-    """A fitted engine. Times in seconds; `request_s` is added to each request, by nothing that a step does.
-
-    `transfer_s` and `transfer_bytes_per_s`: a KV transfer between two such engines, where it was
-    measured; None elsewhere.
-    """
+    """A fitted engine. Times in seconds; `request_s` comes on top of a request's steps, once."""
 
     model: str
     base_s: Seconds
@@ -60,8 +55,6 @@ class Calibration(msgspec.Struct, frozen=True, tag_field="format", tag=FORMAT, f
     kv_bytes_per_token: int
     kv_capacity_tokens: int
     fit: FitQuality
-    transfer_s: Seconds | None = None
-    transfer_bytes_per_s: Seconds | None = None
 
     @property
     def timing(self) -> LinearTiming:
@@ -74,13 +67,6 @@ class Calibration(msgspec.Struct, frozen=True, tag_field="format", tag=FORMAT, f
             kv_bytes_per_token=self.kv_bytes_per_token,
             kv_capacity_tokens=self.kv_capacity_tokens,
         )
-
-    @property
-    def link(self) -> Link | None:
-        """The measured link between two such engines, if there is one."""
-        if self.transfer_s is None or not self.transfer_bytes_per_s:
-            return None
-        return Link(self.transfer_s, self.transfer_bytes_per_s)
 
 
 def fit(
