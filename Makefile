@@ -52,6 +52,10 @@ bench-identity: env
 	$(BIN)/python bench/identity.py
 
 # The paper's experiment as published and as a user feels it: build/reproduction.json and .html.
+.PHONY: bench-policies
+bench-policies: env
+	$(BIN)/python -m bench.policies $(POLICIES_FLAGS)
+
 .PHONY: reproduce
 reproduce: env
 	$(BIN)/python -m bench.reproduce

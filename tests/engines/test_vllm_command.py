@@ -148,7 +148,7 @@ def planned(policy: str, role: Role, *, max_model_len: int | None = None, **part
 def test_conserve_plus_gives_decode_engines_small_steps_and_all_engines_priorities() -> None:
     decode, prefill = (planned("conserve_plus", role) for role in (Role.DECODE, Role.PREFILL))
     assert option(decode, "--max-num-batched-tokens") == "512"
-    assert option(decode, "--long-prefill-token-threshold") == "256"
+    assert option(decode, "--long-prefill-token-threshold") == "384"
     assert "--max-num-batched-tokens" not in prefill.argv
     assert {option(made, "--scheduling-policy") for made in (decode, prefill)} == {"priority"}
 

@@ -114,8 +114,8 @@ def test_on_mixed_tiers_a_decoder_is_chosen_by_its_load_and_not_by_room_alone() 
 
 
 def acting(*engines: EngineView, load: float = 0.0, **changes: object) -> list[str]:
-    """`load`: first-turn prefill seconds a second, at the views' 8,000 tokens a second."""
-    config = ConServePlusConfig(**changes)  # type: ignore[arg-type]
+    """`load`: first-turn prefill seconds a second, at the views' 8,000 tokens a second; equals may act."""
+    config = ConServePlusConfig(**{"min_prefill_speedup": 1.0, **changes})  # type: ignore[arg-type]
     view = cluster(*engines, first_turn_tokens_per_s=load * 8000)
     return [engine.name for engine in acting_prefillers(view, config)]
 
@@ -152,16 +152,32 @@ def test_the_fastest_kind_acts_first() -> None:
     assert acting(both("e0"), both("e1"), fast, both("e3"), load=1.0) == ["e2"]
 
 
+def test_among_equals_nobody_prefills_for_others_unless_that_is_asked_for() -> None:
+    assert acting(*FOUR, load=9.0, min_prefill_speedup=1.5) == []
+    assert plus().place(first(100), cluster(*FOUR, first_turn_tokens_per_s=10**5)) == Placement(
+        Path.LOCAL_PREFILL, "e0"
+    )
+
+
+def test_only_a_faster_kind_prefills_for_others() -> None:
+    fast = both("e2", prefill_tokens_per_s=20_000.0)
+    assert acting(both("e0"), both("e1"), fast, load=9.0, min_prefill_speedup=1.5) == ["e2"]
+
+
 def test_all_that_may_act_do_when_their_number_is_not_adapted() -> None:
     assert acting(*FOUR, load=0.0, adapts_prefillers=False) == ["e0", "e1", "e2", "e3"]
 
 
 def test_nobody_is_bound_to_an_acting_prefiller_while_others_have_room() -> None:
     engines = cluster(*FOUR, first_turn_tokens_per_s=8000.0)
-    assert plus().place(first(100), engines) == Placement(Path.REMOTE_PREFILL, "e1", "e0")
+    assert plus(min_prefill_speedup=1.0).place(first(100), engines) == Placement(
+        Path.REMOTE_PREFILL, "e1", "e0"
+    )
 
 
 def test_an_acting_prefiller_takes_a_conversation_that_nobody_else_has_room_for() -> None:
     full = [both(f"e{i}", free=50) for i in (1, 2, 3)]
     engines = cluster(both("e0"), *full, first_turn_tokens_per_s=10**6)
-    assert plus(kv_headroom=1.0).place(first(100), engines) == Placement(Path.LOCAL_PREFILL, "e0")
+    assert plus(kv_headroom=1.0, min_prefill_speedup=1.0).place(first(100), engines) == Placement(
+        Path.LOCAL_PREFILL, "e0"
+    )

@@ -116,9 +116,10 @@ class SchedulerConfig(Part):
     """Which policy places conversations, its budget, and the constants of each policy."""
 
     policy: str = "conserve"
-    kv_budget_fraction: float = Field(default=0.9, gt=0, le=1)
+    kv_budget_fraction: float = Field(default=0.9, gt=0, le=2)
     """Share of a decoder's KV tokens that reservations may fill at admission. The rest is
-    room for bound conversations to grow; a gate at 1.0 makes decoders thrash."""
+    room for bound conversations to grow. Above 1 counts on conversations that wait for a tool or
+    a person: what is cached of them can be evicted, and is computed again."""
     estimates: EstimatesConfig = EstimatesConfig()
     conserve: ConServeConfig = ConServeConfig()
     conserve_plus: ConServePlusConfig = ConServePlusConfig()

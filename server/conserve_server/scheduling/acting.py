@@ -1,8 +1,9 @@
 """Which engines act as prefillers now: as many as the observed first-turn load asks for.
 
-Engines that can do nothing else always act. Of those with both roles, the fastest kind acts
-first, then those with least KV bound: nobody is bound to an acting prefiller anew, so the
-choice keeps itself.
+Engines that can do nothing else always act. Of those with both roles only a faster kind than
+the slowest decoder acts: among equals a queue and a transfer cost more than they spare. The
+fastest kind acts first, then those with least KV bound: nobody is bound to an acting prefiller
+anew, so the choice keeps itself.
 """
 
 from __future__ import annotations
@@ -23,12 +24,18 @@ def acting_prefillers(cluster: ClusterView, config: ConServePlusConfig) -> tuple
     if not config.adapts_prefillers:
         return able
     fixed = [e for e in able if not e.takes_conversations]
-    free = [e for e in able if e.takes_conversations]
+    free = [e for e in able if e.takes_conversations and _is_faster(e, cluster.decoders, config)]
     wanted = min(_wanted(cluster, able, config), _affordable(cluster, config)) - len(fixed)
     is_fast = {e.name: e.prefill_tokens_per_s >= ALIKE * _fastest(able) for e in free}
     free.sort(key=lambda e: (not is_fast[e.name], e.kv_share))
     names = {e.name for e in (*fixed, *free[: max(0, wanted)])}
     return tuple(e for e in able if e.name in names)
+
+
+def _is_faster(engine: EngineView, decoders: Sequence[EngineView], config: ConServePlusConfig) -> bool:
+    """Whether it prefills so much faster than the slowest decoder that prefilling for it pays."""
+    slowest = min((d.prefill_tokens_per_s for d in decoders), default=0.0)
+    return engine.prefill_tokens_per_s >= config.min_prefill_speedup * slowest
 
 
 def are_alike(engines: Sequence[EngineView]) -> bool:
