@@ -10,8 +10,8 @@ conversations in turn, from an empty cache: agents one conversation after anothe
 between turns of a length that is drawn from the seed, and beside them one-shot requests that
 belong to no conversation. A load of 6x2 is six agents at once, of two conversations each; of
 ten, those that were admitted outgrow the cache. Each gateway admits conversations as it always
-does, within the decoder's budget. A turn's recomputed tokens are those that the conversation had before it, in
-whole blocks, and that were not cached any more.
+does, within the decoder's budget. A turn's recomputed tokens are those that the conversation
+had before it, in whole blocks, and that were not cached any more.
 """
 
 from __future__ import annotations

@@ -247,9 +247,9 @@ async def test_the_gateway_keeps_over_a_tool_and_releases_on_both_engines(
     event = {"kind": "start", "call_id": "c", "name": "search"}
     await client.post(f"{conversation}/events", json={"events": [event]})
     async with asyncio.timeout(LIMIT_S):
-        while await decoder.metric("conserve_kv_blocks_kept_total") < kept + 9:
+        while await decoder.metric("conserve_kv_blocks_kept_total") < kept + 9:  # noqa: ASYNC110 - over HTTP
             await asyncio.sleep(0.1)
     await client.delete(conversation)
     async with asyncio.timeout(LIMIT_S):
-        while any([name in await engine.resident() for engine in engines]):
+        while any([name in await engine.resident() for engine in engines]):  # noqa: ASYNC110 - over HTTP
             await asyncio.sleep(0.1)
