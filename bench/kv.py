@@ -1,6 +1,6 @@
 """What it saves that KV follows the conversation: recomputed tokens and TTFT of later turns, on real vLLM.
 
-    python bench/kv.py [--python .venv-vllm/bin/python] [--rounds 3] [--agents 6] [--conversations 2]
+    python bench/kv.py [--python .venv-vllm/bin/python] [--rounds 3] [--loads 6x2 10x1]
                        [--blocks 128] [--seed 1] [--output build/kv.json]
 
 One vLLM CPU engine with a small KV cache (a random Llama, made up as it loads), started by
@@ -8,9 +8,10 @@ One vLLM CPU engine with a small KV cache (a random Llama, made up as it loads),
 have ended, one that and which wait for a tool. In each round every gateway serves the same
 conversations in turn, from an empty cache: agents one conversation after another, with tools
 between turns of a length that is drawn from the seed, and beside them one-shot requests that
-belong to no conversation. Each gateway admits conversations as it always does, within the
-decoder's budget. A turn's recomputed tokens are those that the conversation had before it, in
-whole blocks, and that were not cached any more.
+belong to no conversation. A load of 6x2 is six agents at once, of two conversations each; of
+ten, those that were admitted outgrow the cache. Each gateway admits conversations as it always
+does, within the decoder's budget. A turn's recomputed tokens are those that the conversation
+had before it, in whole blocks, and that were not cached any more.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.metadata
+import itertools
 import json
 import os
 import pathlib
@@ -39,7 +41,7 @@ import httpx2
 from conserve_server.cli.gateway_process import running_gateway
 from conserve_server.cli.local_pool import started_pool
 from conserve_server.core.config import load_config
-from conserve_server.engines.vllm_metrics import total
+from conserve_server.engines.vllm_metrics import RUNNING, total
 
 BLOCK: Final = 32
 MODES: Final = {
@@ -62,8 +64,11 @@ ONE_SHOT_TOKENS: Final = (200, 400)
 ONE_SHOT_PAUSE_S: Final = 1.0
 # Tool, share of the calls, median duration and spread (the standard deviation of its logarithm).
 TOOLS: Final = (("search", 0.7, 1.0, 0.4), ("tests", 0.3, 6.0, 0.3))
-EVICTED_WHILE_KEPT: Final = "conserve_kv_blocks_evicted_while_kept_total"
-PREEMPTIONS: Final = "vllm:num_preemptions_total"
+COUNTED: Final = {
+    "blocks_released": "conserve_kv_blocks_released_total",
+    "blocks_evicted_while_kept": "conserve_kv_blocks_evicted_while_kept_total",
+    "preemptions": "vllm:num_preemptions_total",
+}
 LIMIT_S: Final = 300.0
 
 
@@ -84,6 +89,19 @@ class Served:
     prompt: int
     cached: int
     recomputed: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """One mode's share of a round as it was."""
+
+    turns: list[Served]
+    took_s: float
+    counted: dict[str, float]
+
+    @property
+    def later(self) -> list[Served]:
+        return [turn for turn in self.turns if turn.index]
 
 
 @dataclass
@@ -196,7 +214,7 @@ def main() -> None:
         "machine": f"{platform.platform()}, {platform.machine()}, {os.cpu_count()} logical CPUs",
         "load_before": load,
         "versions": versions(options.python),
-        **{name: getattr(options, name) for name in ("seed", "rounds", "agents", "conversations", "blocks")},
+        **{name: getattr(options, name) for name in ("seed", "rounds", "blocks")},
         "block_tokens": BLOCK,
         "joules": None,  # no energy meter on CPUs
         **measured,
@@ -210,8 +228,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--python", default=".venv-vllm/bin/python", help="the Python that has vLLM")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--agents", type=int, default=6, help="that work at once")
-    parser.add_argument("--conversations", type=int, default=2, help="of each agent in a round")
+    parser.add_argument(
+        "--loads", nargs="+", default=["6x2", "10x1"], help="agents, and conversations of each"
+    )
     parser.add_argument("--blocks", type=int, default=128, help=f"of the KV cache, {BLOCK} tokens each")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("build/kv.json"))
@@ -219,11 +238,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 async def measure(options: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
-    """Every mode in every round, and what came of it by mode."""
+    """Every mode under every load in every round, and what came of it."""
     config = load_config(_engine_config(options, folder))
-    turns: dict[str, list[list[Served]]] = {mode: [] for mode in MODES}
-    kept: dict[str, float] = dict.fromkeys(MODES, 0.0)
-    preempted: dict[str, float] = dict.fromkeys(MODES, 0.0)
+    found: dict[str, dict[str, list[Run]]] = {load: {mode: [] for mode in MODES} for load in options.loads}
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(started_pool(config))
         (engine,) = (spec.url for spec in pool.specs)
@@ -231,29 +248,41 @@ async def measure(options: argparse.Namespace, folder: pathlib.Path) -> dict[str
         gateways = {}
         for mode, switches in MODES.items():
             path = _gateway_config(folder, mode, engine, switches)
-            env = {"CONSERVE_TRACE_DIR": str(folder / "traces")}
-            gateways[mode] = await stack.enter_async_context(
-                running_gateway(path, env, folder / f"{mode}.log")
-            )
+            env, log = {"CONSERVE_TRACE_DIR": str(folder / "traces")}, folder / f"{mode}.log"
+            gateways[mode] = await stack.enter_async_context(running_gateway(path, env, log))
         await client.post(f"{engine}/v1/completions", json=_body(list(range(100, 600))))  # warm
-        for number in range(options.rounds):
-            source = random.Random(f"{options.seed} {number}")
-            agents = [[plan(source) for _ in range(options.conversations)] for _ in range(options.agents)]
+        for number, load in itertools.product(range(options.rounds), options.loads):
+            agents = _agents(load, f"{options.seed} {number} {load}")
             for mode in _rotated(number):
-                (await client.post(f"{engine}/reset_prefix_cache")).raise_for_status()
-                before = await _page(client, engine)
-                stream = Stream(gateways[mode], f"{mode}-{number}", client)
-                took_s = await stream.run(agents, number)
-                after = await _page(client, engine)
-                turns[mode].append(stream.turns)
-                kept[mode] += total(after, EVICTED_WHILE_KEPT) - total(before, EVICTED_WHILE_KEPT)
-                preempted[mode] += total(after, PREEMPTIONS) - total(before, PREEMPTIONS)
-                print(f"round {number + 1} {mode}: {took_s:.0f} s", file=sys.stderr, flush=True)
-    modes = {
-        mode: {**figures(found), "blocks_evicted_while_kept": kept[mode], "preemptions": preempted[mode]}
-        for mode, found in turns.items()
-    }
-    return {"modes": modes, "against_off": {mode: against(modes["off"], modes[mode]) for mode in MODES}}
+                stream = Stream(gateways[mode], f"{mode}-{load}-{number}", client)
+                found[load][mode].append(await _run(stream, engine, agents, number))
+                took_s = found[load][mode][-1].took_s
+                print(f"round {number + 1}, {load} {mode}: {took_s:.0f} s", file=sys.stderr, flush=True)
+    return {"loads": {load: compared(by_mode) for load, by_mode in found.items()}}
+
+
+async def _run(stream: Stream, engine: str, agents: list[list[Plan]], number: int) -> Run:
+    """One mode's share of a round, from an empty cache."""
+    await _emptied(stream.client, engine)
+    before = await _page(stream.client, engine)
+    took_s = await stream.run(agents, number)
+    after = await _page(stream.client, engine)
+    counted = {name: total(after, metric) - total(before, metric) for name, metric in COUNTED.items()}
+    return Run(stream.turns, took_s, counted)
+
+
+async def _emptied(client: httpx2.AsyncClient, engine: str) -> None:
+    """Wait until nothing runs any more, the last one-shot request among it, then forget what is cached."""
+    async with asyncio.timeout(LIMIT_S):
+        while total(await _page(client, engine), RUNNING):  # noqa: ASYNC110 - an engine's own gauge
+            await asyncio.sleep(0.1)
+    (await client.post(f"{engine}/reset_prefix_cache")).raise_for_status()
+
+
+def _agents(load: str, seed: str) -> list[list[Plan]]:
+    source = random.Random(seed)
+    agents, conversations = (int(part) for part in load.split("x"))
+    return [[plan(source) for _ in range(conversations)] for _ in range(agents)]
 
 
 def _rotated(number: int) -> list[str]:
@@ -291,21 +320,31 @@ async def _page(client: httpx2.AsyncClient, engine: str) -> str:
     return (await client.get(f"{engine}/metrics")).text
 
 
-def figures(rounds: list[list[Served]]) -> dict[str, Any]:
-    """Of the later turns of all rounds; spreads are over rounds."""
-    later = [turn for turns in rounds for turn in turns if turn.index]
+def compared(by_mode: dict[str, list[Run]]) -> dict[str, Any]:
+    """One load: each mode's figures, and their ratios to those without signals."""
+    modes = {mode: figures(runs) for mode, runs in by_mode.items()}
+    return {
+        "modes": modes,
+        "against_off": {mode: against(modes["off"], each) for mode, each in modes.items()},
+    }
+
+
+def figures(runs: list[Run]) -> dict[str, Any]:
+    """Of the later turns of all rounds, and of each round where the name says so."""
+    later = [turn for run in runs for turn in run.later]
     times_s = [turn.ttft_s for turn in later]
+    first_s = [turn.ttft_s for run in runs for turn in run.turns if not turn.index]
     return {
         "later_turns": len(later),
-        "recomputed_tokens": sum(turn.recomputed for turn in later),
-        "recomputed_tokens_by_round": [sum(t.recomputed for t in turns if t.index) for turns in rounds],
         "cached_share": round(sum(t.cached for t in later) / sum(t.prompt for t in later), 4),
+        "recomputed_tokens": sum(turn.recomputed for turn in later),
+        "recomputed_tokens_by_round": [sum(turn.recomputed for turn in run.later) for run in runs],
         "ttft_p50_s": round(statistics.median(times_s), 4),
         "ttft_p95_s": round(_p95(times_s), 4),
-        "ttft_p95_s_by_round": [round(_p95([t.ttft_s for t in turns if t.index]), 4) for turns in rounds],
-        "first_turn_ttft_p50_s": round(
-            statistics.median(turn.ttft_s for turns in rounds for turn in turns if not turn.index), 4
-        ),
+        "ttft_p95_s_by_round": [round(_p95([turn.ttft_s for turn in run.later]), 4) for run in runs],
+        "first_turn_ttft_p50_s": round(statistics.median(first_s), 4),
+        "took_s_by_round": [round(run.took_s, 1) for run in runs],
+        **{name: sum(run.counted[name] for run in runs) for name in COUNTED},
     }
 
 

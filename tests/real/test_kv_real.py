@@ -8,10 +8,12 @@ import random
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx2
 import pytest
 
+from conserve_server.cli.gateway_process import running_gateway
 from conserve_server.engines.engine import Role
 from conserve_server.engines.vllm_metrics import RUNNING, TRANSFERS
 from tests.real.cluster import MODEL, RealCluster, local_engines
@@ -218,3 +220,36 @@ async def test_resident_is_told_by_what_has_changed(decoder: KvEngine) -> None:
     assert (answer["is_full"], answer["tokens"][name]) == (False, 64), json.dumps(answer)
     await decoder.signal("release", name)
     assert (await decoder.look(f"resident?since={answer['cursor']}")).json()["tokens"][name] == 0
+
+
+@pytest.fixture
+async def gateway_url(real_cluster: RealCluster, tmp_path: Path) -> AsyncIterator[str]:
+    """A gateway over the pair's prefill engine and its first decode engine."""
+    urls = {role: [real_cluster.engines.url(role)] for role in Role}
+    config = tmp_path / "gateway.toml"
+    config.write_text("".join(f"[pools.{role}]\nengines = {json.dumps(urls[role])}\n" for role in Role))
+    env = {"CONSERVE_TRACE_DIR": str(tmp_path / "traces")}
+    async with running_gateway(config, env, tmp_path / "gateway.log") as url:
+        yield url
+
+
+async def test_the_gateway_keeps_over_a_tool_and_releases_on_both_engines(
+    gateway_url: str, client: httpx2.AsyncClient, prefiller: KvEngine, decoder: KvEngine
+) -> None:
+    name, engines = f"through-{uuid.uuid4().hex[:6]}", (prefiller, decoder)
+    kept = await decoder.metric("conserve_kv_blocks_kept_total")
+    body = decoder.body(token_ids(300, random.Random(name).randrange(10**6)), max_tokens=8)
+    headers = {"x-conserve-conversation-id": name}
+    answer = await client.post(f"{gateway_url}/v1/completions", json=body, headers=headers)
+    assert answer.headers["x-conserve-path"] == "remote-prefill"
+    assert [name in await engine.resident() for engine in engines] == [True, True]
+    conversation = f"{gateway_url}/v1/conversations/{name}"
+    event = {"kind": "start", "call_id": "c", "name": "search"}
+    await client.post(f"{conversation}/events", json={"events": [event]})
+    async with asyncio.timeout(LIMIT_S):
+        while await decoder.metric("conserve_kv_blocks_kept_total") < kept + 9:  # noqa: ASYNC110 - over HTTP
+            await asyncio.sleep(0.1)
+    await client.delete(conversation)
+    async with asyncio.timeout(LIMIT_S):
+        while any([name in await engine.resident() for engine in engines]):  # noqa: ASYNC110 - over HTTP
+            await asyncio.sleep(0.1)
