@@ -124,6 +124,21 @@ class Path(StrEnum):
         return self in (Path.REMOTE_PREFILL, Path.LOCAL_PREFILL)
 
 
+class RebindCause(StrEnum):
+    """Why a conversation that had a decoder was placed anew: its whole history is prefilled again."""
+
+    ENGINE_LOST = "engine-lost"
+    """Its decoder went down, was restarted, or could not be reached."""
+    ENGINE_FAILED = "engine-failed"
+    """Its decoder answered its turn with errors of its own."""
+    ENGINE_DRAINED = "engine-drained"
+    """Its decoder is to go, and it was still bound there when the drain's time was over."""
+    PLACEMENT_FAILED = "placement-failed"
+    """The turn that was to bind it anew ended before a decoder had answered."""
+    MOVED = "moved"
+    """The placement policy chose another decoder."""
+
+
 class Outcome(StrEnum):
     """How a turn or a tool call ended; each ends exactly once."""
 
