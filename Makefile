@@ -84,7 +84,10 @@ grids: env
 bench-kv: env vllm-env
 	$(BIN)/python bench/kv.py $(BENCH_FLAGS)
 
-.PHONY: env
+chaos: env
+	$(BIN)/python -m bench.chaos $(CHAOS_FLAGS)
+
+.PHONY: env chaos
 env: $(VENV)/.ready
 
 # uv resolves and installs in seconds what takes pip half a minute.

@@ -30,6 +30,10 @@ RECEIPT_PREFILLER: Final = "x-conserve-prefiller"
 RECEIPT_DECODER: Final = "x-conserve-decoder"
 RECEIPT_CACHED_TOKENS: Final = "x-conserve-cached-tokens"
 """Only where the answer's usage is known before its first byte is sent (not streamed)."""
+RECEIPT_REBIND: Final = "x-conserve-rebind"
+"""Why this turn bound its conversation once more (`RebindCause`); absent where it did not."""
+RECEIPT_PLACEMENTS: Final = "x-conserve-placements"
+"""How often the turn was placed, engines having failed it before; absent where once was enough."""
 RECEIPT_EMULATED: Final = "x-conserve-emulated"
 """`true` where an emulated engine answered; absent on real engines."""
 
@@ -40,6 +44,8 @@ EXPOSED_HEADERS: Final = (
     RECEIPT_PREFILLER,
     RECEIPT_DECODER,
     RECEIPT_CACHED_TOKENS,
+    RECEIPT_REBIND,
+    RECEIPT_PLACEMENTS,
     RECEIPT_EMULATED,
 )
 """The whole receipt, as a browser must be told that its pages may read it."""
@@ -149,6 +155,21 @@ class Path(StrEnum):
         return self in (Path.REMOTE_PREFILL, Path.LOCAL_PREFILL)
 
 
+class RebindCause(StrEnum):
+    """Why a conversation that had a decoder was placed anew: its whole history is prefilled again."""
+
+    ENGINE_LOST = "engine-lost"
+    """Its decoder went down, was restarted, or could not be reached."""
+    ENGINE_FAILED = "engine-failed"
+    """Its decoder answered its turn with errors of its own."""
+    ENGINE_DRAINED = "engine-drained"
+    """Its decoder is to go, and it was still bound there when the drain's time was over."""
+    PLACEMENT_FAILED = "placement-failed"
+    """The turn that was to bind it anew ended before a decoder had answered."""
+    MOVED = "moved"
+    """The placement policy chose another decoder."""
+
+
 class Outcome(StrEnum):
     """How a turn or a tool call ended; each ends exactly once."""
 
@@ -180,6 +201,8 @@ class TurnReport:
     `started_s`: from the arrival of the conversation's first turn to this one's.
     `ttft_s`: from the turn's arrival at the gateway to its first output token (the engine's
     own timing where the answer was not streamed; None where neither was observed).
+    `rebind`: why the turn bound its conversation once more. `placements`: how often it was
+    placed, more than once where engines failed it before its first byte.
     `transfer_s`: from the decode leg's start until the decoder had pulled the KV and
     scheduled the turn; None where no KV moved or the engine reports no per-request timing.
     """
@@ -200,6 +223,8 @@ class TurnReport:
     duration_s: float | None = None
     error: str | None = None
     started_s: float | None = None
+    rebind: RebindCause | None = None
+    placements: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,8 +244,9 @@ class ConversationReport:
     `ttfet_s`, time to first effective token: the first token of the last turn minus the
     start of the first, time in which no turn was running left out (ConServe, section
     "metrics": tool time excluded). `reserved_kv_tokens` is what the scheduler holds for it
-    on its decoder now, 0 once it has ended. `synthetic`: no client named it, it was recognised
-    by its message history. `children` names its branches.
+    on its decoder now, 0 once it has ended. `rebinds`: why it was bound once more, each time.
+    `synthetic`: no client named it, it was recognised by its message history. `children` names
+    its branches.
     """
 
     id: str
@@ -234,6 +260,7 @@ class ConversationReport:
     decoder: str | None = None
     decoders: tuple[str, ...] = ()
     kv_transfers: int = 0
+    rebinds: tuple[RebindCause, ...] = ()
     reserved_kv_tokens: int = 0
     ttfet_s: float | None = None
     emulated: bool = False
@@ -253,6 +280,7 @@ class ConversationReport:
         known["tools"] = tuple(_tool(t) for t in document.get("tools", ()))
         for name in ("decoders", "children"):
             known[name] = tuple(document.get(name, ()))
+        known["rebinds"] = tuple(RebindCause(cause) for cause in document.get("rebinds", ()))
         return cls(**known)
 
     def __str__(self) -> str:
@@ -383,10 +411,11 @@ def _known(cls: type[Any], document: dict[str, Any]) -> dict[str, Any]:
 
 def _turn(document: dict[str, Any]) -> TurnReport:
     known = _known(TurnReport, document)
-    path = known.get("path")
-    return TurnReport(
-        **{**known, "outcome": Outcome(known["outcome"]), "path": Path(path) if path is not None else None}
-    )
+    path, rebind = known.get("path"), known.get("rebind")
+    known["outcome"] = Outcome(known["outcome"])
+    known["path"] = Path(path) if path is not None else None
+    known["rebind"] = RebindCause(rebind) if rebind is not None else None
+    return TurnReport(**known)
 
 
 def _tool(document: dict[str, Any]) -> ToolReport:
@@ -419,7 +448,8 @@ def _turn_line(turn: TurnReport) -> str:
     prompt = f"{_count(turn.prompt_tokens)} prompt tokens ({_count(turn.cached_tokens)} cached)"
     place = f"{turn.path or '-'} on {turn.decoder or '-'}"
     timing = f"TTFT {_seconds(turn.ttft_s)}"
+    rebound = f", rebound ({turn.rebind})" if turn.rebind is not None else ""
     return (
         f"  turn {turn.index}: {place}, {timing}, {prompt}, "
-        f"{_count(turn.completion_tokens)} output tokens, {turn.outcome}"
+        f"{_count(turn.completion_tokens)} output tokens, {turn.outcome}{rebound}"
     )

@@ -208,7 +208,8 @@ def metrics() -> dict[str, tuple[str, list[str]]]:
     found.conversation_ended(ConversationSummary(1, 1, 1, 1, 1.0, 1.0, 1.0, 1.0, 1, 1, 1.0))
     found.set_engine("e", "decode", is_up=True)
     found.set_decoder("e", reserved=1, budget=1, overcommitted=1)
-    found.set_queues(waiting=1, rebinds=1, by_state={"active": 1})
+    found.rebound(protocol.RebindCause.ENGINE_LOST)
+    found.set_queues(waiting=1, by_state={"active": 1})
     found.set_kv_plugin("e", has_it=True)
     found.kv_signals("e", "release", "sent", 1)
     families = text_string_to_metric_families(found.page().decode())
@@ -318,7 +319,8 @@ def python_alone(text: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_the_requests_of_the_gateway_page_are_answered() -> None:
+def test_the_requests_of_the_gateway_page_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONSERVE_ADMIN_KEY", "administrator")
     requests = [block.text for block in blocks(page("gateway.md"), "sh")]
     with gateway_in_thread() as url:
         for request in requests:

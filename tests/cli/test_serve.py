@@ -211,7 +211,7 @@ async def test_sigterm_lets_a_running_stream_end_and_writes_its_spans(tmp_path: 
 
 
 @pytest.mark.slow
-async def test_a_stream_that_outlasts_the_drain_is_cut_and_counted_as_cancelled(tmp_path: Path) -> None:
+async def test_a_stream_that_outlasts_the_drain_is_cut_and_its_client_told_so(tmp_path: Path) -> None:
     async with engine(Fault("hang", after_tokens=2)) as hangs:
         config = listed(tmp_path, hangs.url, gateway="drain_timeout_s = 1.0")
         async with serving(config) as gateway, httpx2.AsyncClient(base_url=gateway.url) as client:
@@ -219,13 +219,82 @@ async def test_a_stream_that_outlasts_the_drain_is_cut_and_counted_as_cancelled(
             async with client.stream("POST", "/v1/chat/completions", json=turn(stream=True)) as response:
                 lines = response.aiter_lines()
                 await anext(lines)
-                errors = await gateway.stop(signal.SIGTERM)
-                with pytest.raises(httpx2.RemoteProtocolError):
-                    _ = [line async for line in lines]
+                gateway.process.terminate()
+                rest = [line async for line in lines if line]
+            errors = await gateway.ended()
+    assert json.loads(rest[-1].removeprefix("data: "))["error"]["code"] == "gateway_stopped"
     assert gateway.process.returncode == 0
     assert "Traceback" not in errors
     (span,) = [span for span in gateway.spans if span.name == "conserve.turn"]
-    assert span.text("conserve.turn.outcome") == "cancelled"
+    assert (span.text("conserve.turn.outcome"), span.text("error.type")) == ("failed", "gateway_stopped")
+
+
+@pytest.mark.slow
+async def test_while_it_drains_live_conversations_go_on_and_new_ones_are_refused(tmp_path: Path) -> None:
+    known, new = ({"x-conserve-conversation-id": name} for name in ("known", "new"))
+    hang = Fault("hang", after_tokens=2, delay_s=8.0)
+    async with (
+        engine(hang) as hangs,
+        serving(listed(tmp_path, hangs.url)) as gateway,
+        httpx2.AsyncClient(base_url=gateway.url, timeout=LIMIT_S) as client,
+    ):
+        await ready(client)
+        path, body = "/v1/chat/completions", turn(stream=True)
+        async with client.stream("POST", path, json=body, headers=known) as response:
+            lines = response.aiter_lines()
+            await anext(lines)
+            gateway.process.terminate()
+            await eventually_draining(client)
+            refused = await client.post(path, json=turn(), headers=new)
+            served = await client.post(path, json=turn(), headers=known)
+            rest = [line async for line in lines if line]
+        await gateway.ended()
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "gateway_draining")
+    assert int(refused.headers["retry-after"]) >= 1
+    assert served.status_code == 200
+    assert rest[-1] == "data: [DONE]"
+    assert gateway.process.returncode == 0
+
+
+async def eventually_draining(client: httpx2.AsyncClient) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        while (await client.get("/health")).json()["status"] != "draining":  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.slow
+async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    async with (
+        engine(Fault("hang", after_tokens=2)) as hangs,
+        serving(listed(tmp_path, hangs.url)) as gateway,
+        httpx2.AsyncClient(base_url=gateway.url, timeout=LIMIT_S) as client,
+    ):
+        await ready(client)
+        async with client.stream("POST", "/v1/chat/completions", json=turn(stream=True)) as response:
+            await anext(response.aiter_lines())
+            gateway.process.terminate()
+            await eventually_draining(client)
+            async with asyncio.timeout(10):  # the drain alone would take 30 s
+                await gateway.stop(signal.SIGTERM)
+    assert gateway.process.returncode == 0
+
+
+@pytest.mark.slow
+async def test_sighup_takes_engines_in_and_refuses_what_it_cannot_change(tmp_path: Path) -> None:
+    async with engine() as first, engine() as second:
+        config = listed(tmp_path, first.url)
+        async with serving(config) as gateway:
+            async with httpx2.AsyncClient(base_url=gateway.url, timeout=LIMIT_S) as client:
+                await ready(client)
+                listed(tmp_path, first.url, second.url)
+                gateway.process.send_signal(signal.SIGHUP)
+                await ready(client, engines=2)
+                listed(tmp_path, first.url, gateway="max_wait_s = 1.0")
+                gateway.process.send_signal(signal.SIGHUP)
+                engines = (await client.get("/health")).json()["engines"]
+            errors = await gateway.stop(signal.SIGTERM)
+    assert len(engines) == 2
+    assert "gateway.max_wait_s can't change while the gateway runs" in errors
 
 
 @pytest.mark.slow

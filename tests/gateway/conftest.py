@@ -19,10 +19,11 @@ from starlette.routing import Route
 from uvicorn.lifespan.on import LifespanOn
 
 from conserve_server.core.clock import SystemClock
-from conserve_server.core.config import GatewayConfig, PoolConfig, parse_config
+from conserve_server.core.config import Config, GatewayConfig, PoolConfig, parse_config
 from conserve_server.engines.emulated import EmulatedConfig, EmulatedEngineServer
 from conserve_server.engines.engine import Role, listed_engines
 from conserve_server.gateway.app import create_app
+from conserve_server.gateway.draining import Draining
 from conserve_server.scheduling.policies import policy_of
 
 MODEL = "tiny"
@@ -85,6 +86,11 @@ class Served:
             float(r.rsplit(" ", 1)[1]) for r in page.splitlines() if r.startswith((line + " ", line + "{"))
         )
 
+    async def fault(self, engine: str, **fault: object) -> None:
+        """Have the engine do something wrong for its next requests (`emulated.Fault`)."""
+        answer = await self.client.post(self.engines[engine].url + "/emulated/faults", json=fault)
+        assert answer.status_code == 204, answer.text
+
     async def eventually(self, holds: Callable[[], Awaitable[bool]]) -> None:
         """Wait until the awaited condition holds; the test fails if it does not in time."""
         async with asyncio.timeout(WAIT_S):
@@ -119,6 +125,8 @@ async def served(
     is_ready: bool = True,
     scheduler: dict[str, object] | None = None,
     kv: dict[str, object] | None = None,
+    load: Callable[[], Config] | None = None,
+    draining: Draining | None = None,
     **gateway: object,
 ) -> AsyncIterator[Served]:
     """A gateway over these engines (1 prefill and 2 decode unless given).
@@ -152,12 +160,35 @@ async def served(
             policy=policy_of(config.scheduler),
             clock=SystemClock(),
             tracer=provider.get_tracer("test"),
+            load=load,
+            draining=draining,
         )
         url = await stack.enter_async_context(serve_app(app))
         client = await stack.enter_async_context(httpx2.AsyncClient(base_url=url, timeout=WAIT_S))
         found = Served(url, client, engines, exporter, stack, app)
         if is_ready:
             await found.eventually(lambda: _all_up(found))
+        yield found
+
+
+@asynccontextmanager
+async def serve_again(running: Served) -> AsyncIterator[Served]:
+    """Another gateway over the same engines, as one that was restarted: it knows of nothing."""
+    pools = {
+        str(role): {"engines": [e.url for e in running.engines.values() if e.config.role is role]}
+        for role in Role
+    }
+    config = parse_config({"pools": pools, "gateway": {"probe_interval_s": 0.05}})
+    app = create_app(
+        config,
+        engines=listed_engines(config),
+        policy=policy_of(config.scheduler),
+        clock=SystemClock(),
+        tracer=TracerProvider().get_tracer("test"),
+    )
+    async with serve_app(app) as url, httpx2.AsyncClient(base_url=url, timeout=WAIT_S) as client:
+        found = Served(url, client, running.engines, running.exporter, running.stack, app)
+        await found.eventually(lambda: _all_up(found))
         yield found
 
 

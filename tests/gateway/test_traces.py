@@ -98,7 +98,7 @@ async def test_a_later_turn_has_no_prefill_and_no_transfer(gateway: Served) -> N
 
 async def test_a_failed_leg_is_marked_with_its_cause(serve: Serve) -> None:
     broken = [engine_config(Role.DECODE, "decode-0", faults=(Fault("status", status=500),))]
-    async with serve(decode=broken) as gateway:
+    async with serve(decode=broken, max_placements=1) as gateway:
         await gateway.ask("a", "hello")
         (turn,) = named(gateway, names.SPAN_TURN)
         assert turn.status.status_code is StatusCode.ERROR

@@ -181,8 +181,8 @@ async def test_a_decoder_that_dies_in_mid_stream_ends_the_stream_with_an_error_e
         assert turns_of(await gateway.report("a"))[0]["outcome"] == Outcome.FAILED
 
 
-async def test_a_decoder_that_refuses_before_the_first_byte_is_a_502_that_names_it(serve: Serve) -> None:
-    broken = [engine_config(Role.DECODE, "decode-0", faults=(Fault("status", status=500),))]
+async def test_a_decoder_that_refuses_each_time_is_a_502_that_names_it(serve: Serve) -> None:
+    broken = [engine_config(Role.DECODE, "decode-0", faults=(Fault("status", count=3, status=500),))]
     async with serve(decode=broken) as gateway:
         answer = await gateway.ask("a", TEXT)
         assert answer.status_code == 502
@@ -244,7 +244,9 @@ async def test_a_restarted_decoder_is_a_new_engine_and_its_conversations_are_pla
         await gateway.eventually(lambda: _is_rebinding(gateway, "a"))
         answer = await gateway.ask("a", TEXT)
         assert answer.headers["x-conserve-path"] == "remote-prefill"
-        assert await gateway.metric("conserve_rebinds_total") == 1
+        assert await gateway.metric('conserve_rebinds_total{cause="engine-lost"}') == 1
+        assert answer.headers["x-conserve-rebind"] == "engine-lost"
+        assert (await gateway.report("a"))["rebinds"] == ["engine-lost"]
 
 
 async def _restart(gateway: Served, name: str) -> None:
@@ -276,7 +278,7 @@ async def test_a_transfer_that_fails_binds_nothing_and_the_next_turn_is_placed_a
     serve: Serve, is_streamed: bool
 ) -> None:
     broken = [engine_config(Role.PREFILL, "prefill-0", faults=(Fault("malformed_kv_params"),))]
-    async with serve(prefill=broken) as gateway:
+    async with serve(prefill=broken, max_placements=1) as gateway:
         failed = await gateway.ask("a", TEXT, stream=is_streamed)
         assert '"error"' in failed.text
         report = await gateway.report("a")
@@ -288,6 +290,6 @@ async def test_a_transfer_that_fails_binds_nothing_and_the_next_turn_is_placed_a
 
 async def test_a_conversation_whose_first_turn_failed_is_not_kept_as_live(serve: Serve) -> None:
     broken = [engine_config(Role.DECODE, "decode-0", faults=(Fault("status", status=500),))]
-    async with serve(decode=broken) as gateway:
+    async with serve(decode=broken, max_placements=1) as gateway:
         await gateway.ask("a", TEXT)
         assert (await gateway.report("a"))["state"] == "ended"

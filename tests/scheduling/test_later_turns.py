@@ -1,9 +1,8 @@
 """Later turns that a policy places: prefilled elsewhere, or moved to another decoder."""
 
-from conserve_sdk.protocol import Path
+from conserve_sdk.protocol import Path, RebindCause
 from conserve_server.core.turn import Placement
 from conserve_server.scheduling.actions import StartDecode, StartPrefill
-from conserve_server.scheduling.conversation import RebindCause
 from tests.scheduling.driving import (
     APPEND,
     MOVE,
@@ -44,14 +43,16 @@ def test_a_later_turn_whose_decoder_is_lost_during_its_prefill_is_placed_anew() 
     scheduler.on_engine_down("d0")
     scheduler.on_engine_up("d0", 1000)
     placed_anew = Placement(Path.LOCAL_PREFILL, "d0")
-    assert scheduler.on_prefilled(turn.id, 400, 2.0) == [StartDecode(turn.id, placed_anew)]
+    assert scheduler.on_prefilled(turn.id, 400, 2.0) == [
+        StartDecode(turn.id, placed_anew, RebindCause.ENGINE_LOST)
+    ]
 
 
 def test_a_conversation_that_its_policy_moves_takes_its_reservation_along() -> None:
     scheduler = scheduler_of(policy=Always(MOVE))
     bind_locally(scheduler, "a")
     turn = turn_of("a", 150)
-    assert scheduler.on_turn(turn, 1.0) == [StartDecode(turn.id, MOVE)]
+    assert scheduler.on_turn(turn, 1.0) == [StartDecode(turn.id, MOVE, RebindCause.MOVED)]
     assert [ledger.held("a") for ledger in scheduler.pools.ledgers.values()] == [0, 150]
     assert decoder_of(scheduler, "a") is None  # until the other decoder has answered
     scheduler.on_first_token(turn.id, 2.0)

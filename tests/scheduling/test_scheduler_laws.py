@@ -63,6 +63,8 @@ class Interleavings(RuleBasedStateMachine):
         self.prefilling: dict[int, str] = {}
         self.decoding: dict[int, str] = {}
         self.confirmed: set[int] = set()
+        self.answered: set[int] = set()
+        self.stale: set[int] = set()
 
     def carry_out(self, actions: list[Action], *, queued: bool = True, admits: bool = True) -> None:
         """Check each action. One that binds was admitted now, from the queue, unless it is said otherwise."""
@@ -111,24 +113,48 @@ class Interleavings(RuleBasedStateMachine):
     @rule(data=st.data(), counted=st.integers(1, 400), cached=st.one_of(st.none(), st.integers(0, 100)))
     def prefill_answers(self, data: st.DataObject, counted: int, cached: int | None) -> None:
         turn_id = data.draw(st.sampled_from(sorted(self.prefilling)))
-        del self.prefilling[turn_id]
+        prefiller = self.prefilling.pop(turn_id)
         actions = self.scheduler.on_prefilled(turn_id, counted, self.later(0.1), cached)
         if actions and isinstance(actions[0], StartDecode) and actions[0].turn_id == turn_id:
             self.confirmed.add(turn_id)
+        for action in actions:
+            pulls = isinstance(action, StartDecode) and action.placement.prefiller == prefiller
+            assert not (action.turn_id == turn_id in self.stale and pulls), "a pull of KV that is gone"
+        self.stale.discard(turn_id)
         self.carry_out(actions)
 
     @precondition(lambda self: self.prefilling)
-    @rule(data=st.data())
-    def prefill_breaks(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), is_lost=st.booleans())
+    def prefill_breaks(self, data: st.DataObject, is_lost: bool) -> None:
         turn_id = data.draw(st.sampled_from(sorted(self.prefilling)))
         del self.prefilling[turn_id]
-        self.carry_out(self.scheduler.on_prefill_failed(turn_id), admits=False)
+        self.stale.discard(turn_id)
+        self.carry_out(self.scheduler.on_prefill_failed(turn_id, is_lost=is_lost), admits=False)
 
     @precondition(lambda self: self.decoding)
     @rule(data=st.data(), was_seen=st.booleans())
     def decoder_answers(self, data: st.DataObject, was_seen: bool) -> None:
         turn_id = data.draw(st.sampled_from(sorted(self.decoding)))
+        self.answered.add(turn_id)
         self.carry_out(self.scheduler.on_first_token(turn_id, self.later(0.1), was_seen=was_seen))
+
+    @precondition(lambda self: self.decoding)
+    @rule(data=st.data(), is_lost=st.booleans())
+    def decode_breaks(self, data: st.DataObject, is_lost: bool) -> None:
+        """Before the first token the turn goes on by itself; after it the turn is ours to end."""
+        turn_id = data.draw(st.sampled_from(sorted(self.decoding)))
+        decoder = self.decoding[turn_id]
+        if turn_id not in self.answered:
+            del self.decoding[turn_id]
+            self.confirmed.discard(turn_id)
+        conversation = self.scheduler.find(self.arrived[turn_id].conversation_id)
+        assert conversation is not None
+        is_elsewhere = conversation.decoder not in (None, decoder)
+        actions = self.scheduler.on_decode_failed(turn_id, self.later(0.1), is_lost=is_lost)
+        if turn_id in self.answered:
+            assert all(action.turn_id != turn_id for action in actions), "an answered turn was sent again"
+            assert not (is_lost and conversation.decoder == decoder), "still bound where it was lost"
+        self.carry_out(actions, queued=not is_elsewhere)
 
     @precondition(lambda self: self.decoding)
     @rule(data=st.data(), count=st.integers(1, 50), elapsed_s=st.floats(0, 20))
@@ -160,6 +186,7 @@ class Interleavings(RuleBasedStateMachine):
 
     @rule(engine=st.sampled_from(NAMES))
     def engine_goes_down(self, engine: str) -> None:
+        self.stale |= {turn_id for turn_id, prefiller in self.prefilling.items() if prefiller == engine}
         self.carry_out(self.scheduler.on_engine_down(engine))
 
     @rule(engine=st.sampled_from(NAMES))
@@ -169,6 +196,13 @@ class Interleavings(RuleBasedStateMachine):
     @rule(engine=st.sampled_from(NAMES), is_draining=st.booleans())
     def engine_drains(self, engine: str, is_draining: bool) -> None:
         self.carry_out(self.scheduler.on_engine_draining(engine, is_draining=is_draining))
+
+    @rule(engine=st.sampled_from(NAMES))
+    def engine_is_vacated(self, engine: str) -> None:
+        self.carry_out(self.scheduler.on_engine_draining(engine))
+        self.carry_out(self.scheduler.on_engine_vacated(engine))
+        ledger = self.scheduler.pools.ledgers.get(engine)
+        assert ledger is None or not ledger.conversations
 
     @rule(engine=st.sampled_from(NAMES), usage=st.floats(0, 1), turns=st.integers(0, 9))
     def engine_reports(self, engine: str, usage: float, turns: int) -> None:

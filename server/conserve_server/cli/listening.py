@@ -28,10 +28,16 @@ def listening(host: str, port: int) -> Iterator[Sequence[socket.socket]]:
         yield bound
 
 
-def listen(sockets: Sequence[socket.socket]) -> None:
-    """Take connections from now on. Raises ConserveError where another program was faster."""
+def listen(sockets: Sequence[socket.socket], *, write_timeout_s: float) -> None:
+    """Take connections from now on. Raises ConserveError where another program was faster.
+
+    A connection whose client takes nothing for `write_timeout_s` is closed by the kernel, where it can.
+    """
     for each in sockets:
         try:
+            if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+                limit_ms = min(round(write_timeout_s * 1000), 2**31 - 1)
+                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit_ms)
             each.listen()
         except OSError as error:
             host, port = each.getsockname()[:2]

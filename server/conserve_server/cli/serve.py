@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
     from conserve_server.core.config import Config
     from conserve_server.engines.engine import EngineSpec
+    from conserve_server.gateway.draining import Draining
     from conserve_server.telemetry.provider import Tracing
+
+log = logging.getLogger(__name__)
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -47,7 +50,7 @@ def _port(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until SIGTERM (0) or SIGINT (130); running turns are drained.
+    """Serve until SIGTERM (0) or SIGINT (130); running turns are drained, unless it is sent twice.
 
     All that can be wrong with the configuration, the port and the traces is found before the
     first engine starts.
@@ -57,9 +60,12 @@ def run(args: argparse.Namespace) -> int:
     from conserve_server.core.errors import ConfigError
     from conserve_server.scheduling.policies import policy_of
 
-    config = load_config(args.config)
-    given = {name: value for name in ("host", "port") if (value := getattr(args, name)) is not None}
-    config = config.model_copy(update={"gateway": config.gateway.model_copy(update=given)})
+    def load() -> Config:
+        given = {name: value for name in ("host", "port") if (value := getattr(args, name)) is not None}
+        found = load_config(args.config)
+        return found.model_copy(update={"gateway": found.gateway.model_copy(update=given)})
+
+    config = load()
     if args.up and not config.is_local:
         raise ConfigError(f"{args.config} lists running engines: leave out --up, or set pools.decode.count")
     policy_of(config.scheduler, serves_own_engines=config.is_local)
@@ -69,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         _traced() as traces,
         asyncio.Runner(loop_factory=_loop_factory()) as runner,
     ):
-        return runner.run(_serve(config, sockets, traces, starts_engines=args.up))
+        return runner.run(_serve(config, load, sockets, traces, starts_engines=args.up))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -93,7 +99,12 @@ def _traced() -> Iterator[Tracing]:
 
 
 async def _serve(
-    config: Config, sockets: Sequence[socket.socket], traces: Tracing, *, starts_engines: bool
+    config: Config,
+    load: Callable[[], Config],
+    sockets: Sequence[socket.socket],
+    traces: Tracing,
+    *,
+    starts_engines: bool,
 ) -> int:
     from conserve_server.cli.local_pool import started_pool
     from conserve_server.engines.engine import listed_engines
@@ -101,21 +112,28 @@ async def _serve(
 
     if starts_engines:
         async with started_pool(config) as pool:
-            return await _run_gateway(config, pool.specs, sockets, traces)
+            return await _run_gateway(config, load, pool.specs, sockets, traces)
     engines = read_record(config) if config.is_local else listed_engines(config)
-    return await _run_gateway(config, engines, sockets, traces)
+    return await _run_gateway(config, load, engines, sockets, traces)
 
 
 async def _run_gateway(
-    config: Config, engines: Sequence[EngineSpec], sockets: Sequence[socket.socket], traces: Tracing
+    config: Config,
+    load: Callable[[], Config],
+    engines: Sequence[EngineSpec],
+    sockets: Sequence[socket.socket],
+    traces: Tracing,
 ) -> int:
     """Run the gateway in this process until it is told to stop; the exit status."""
     from conserve_server.cli.listening import listen
+    from conserve_server.gateway.draining import Draining
 
-    server = _server(config, engines, traces)
-    listen(sockets)
+    draining = Draining()
+    app = _app(config, load, engines, traces, draining)
+    server = _server(config, app, draining)
+    listen(sockets, write_timeout_s=config.gateway.write_timeout_s)
     _announce(config, engines, traces, sockets)
-    with _stop_signals() as seen:
+    with _stop_signals() as seen, _reloads_on_hangup(app):
         await server.serve(sockets=list(sockets))
     if not server.started:
         return 1
@@ -142,36 +160,66 @@ def _stop_signals() -> Iterator[set[int]]:
             signal.signal(number, handler)
 
 
-def _server(config: Config, engines: Sequence[EngineSpec], traces: Tracing) -> uvicorn.Server:
+@contextmanager
+def _reloads_on_hangup(app: Starlette) -> Iterator[None]:
+    """SIGHUP reads the configuration again; what can't be applied is logged, and nothing has changed."""
+    from conserve_server.core.errors import ConfigError
+
+    def reload() -> None:
+        try:
+            app.state.reload()
+        except ConfigError as error:
+            log.error("SIGHUP: %s", error)
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+
+
+def _server(config: Config, app: Starlette, draining: Draining) -> uvicorn.Server:
     import uvicorn
 
-    app = _app(config, engines, traces)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            lifespan="on",
-            timeout_graceful_shutdown=round(config.gateway.drain_timeout_s),
-        )
+    from conserve_server.cli.gateway_server import CUT_S, GatewayServer
+
+    settings = uvicorn.Config(
+        app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=CUT_S
     )
-    app.state.is_stopping = lambda: server.should_exit
-    logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
+    server = GatewayServer(settings, draining, drain_timeout_s=config.gateway.drain_timeout_s)
+    app.state.is_stopping = lambda: draining.has_begun
+    logging.getLogger("uvicorn.error").addFilter(_is_a_bug)
     return server
 
 
-def _is_no_cancellation(record: logging.LogRecord) -> bool:
-    """Turns cut off after the drain are counted as cancelled; uvicorn would show each as a bug."""
-    return record.exc_info is None or record.exc_info[0] is not asyncio.CancelledError
+def _is_a_bug(record: logging.LogRecord) -> bool:
+    """Turns cut off, or whose client does not read, are counted: uvicorn would show each as a bug."""
+    is_cancellation = record.exc_info is not None and record.exc_info[0] is asyncio.CancelledError
+    return not is_cancellation and "without completing response" not in record.getMessage()
 
 
-def _app(config: Config, engines: Sequence[EngineSpec], traces: Tracing) -> Starlette:
+def _app(
+    config: Config,
+    load: Callable[[], Config],
+    engines: Sequence[EngineSpec],
+    traces: Tracing,
+    draining: Draining,
+) -> Starlette:
     from conserve_server.core.clock import SystemClock
     from conserve_server.gateway.app import create_app
     from conserve_server.scheduling.policies import policy_of
 
     policy = policy_of(config.scheduler, serves_own_engines=config.is_local)
-    return create_app(config, engines=engines, policy=policy, clock=SystemClock(), tracer=traces.tracer)
+    return create_app(
+        config,
+        engines=engines,
+        policy=policy,
+        clock=SystemClock(),
+        tracer=traces.tracer,
+        load=load,
+        draining=draining,
+    )
 
 
 def _announce(

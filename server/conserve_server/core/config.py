@@ -64,8 +64,18 @@ class GatewayConfig(Part):
     still (4 Mbit/s); a client that never ends its body would hold a turn's place for ever."""
     max_wait_s: Seconds = 60.0
     """Longest wait of a first turn for room on a decoder, then 503."""
+    max_waiting_turns: int = Field(default=1000, gt=0)
+    """Turns that wait for room at once; a new conversation beyond them is a 503 at once. Well under
+    max_concurrent_turns, so that what waits for a place never takes that of a conversation that has one."""
     turn_timeout_s: Seconds = 600.0
     """Longest silence of an engine within one leg, then 504."""
+    max_placements: int = Field(default=3, gt=0)
+    """How often a turn is placed while engines fail it before its first byte; 1 never tries again. Each
+    placement may prefill the whole history. Two engines lost within one turn are rare already: a third
+    failure is the request's own fault, or the cluster's."""
+    write_timeout_s: Seconds = 60.0
+    """Longest time in which a client takes nothing of what was sent to it; its turn is cancelled then.
+    Longer than any pause of a network that is alive, short enough not to hold a decoder's place."""
     idle_timeout_s: Seconds = 3600.0
     """A conversation with no turn for this long has ended; its reservation is freed."""
     synthetic_idle_timeout_s: Seconds = 300.0
@@ -95,6 +105,9 @@ class GatewayConfig(Part):
     """Time between two looks at an engine's health and metrics."""
     drain_timeout_s: Seconds = 30.0
     """How long running turns may go on after the gateway was told to stop."""
+    engine_drain_timeout_s: Seconds = 300.0
+    """How long conversations stay bound to an engine that is draining; then their next turn places them
+    anew. Long enough for most conversations to end, and each that does not costs one prefill."""
 
     @field_validator("cors_origins", mode="before")
     @classmethod

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Final
 from urllib.parse import urlsplit
 
-from conserve_server.engines.connection import Connection, Response, StaleConnection, lost, silent
+from conserve_server.engines.connection import Connection, Response, StaleConnection, lost
 
 CONNECT_TIMEOUT_S: Final = 5.0
 IDLE_S: Final = 4.0
@@ -88,7 +88,7 @@ class Connections:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 _, connection = await loop.create_connection(make, self._host, self._port, ssl=self._tls)
         except TimeoutError as error:
-            raise silent(self._engine) from error
+            raise lost(self._engine, f"no connection within {CONNECT_TIMEOUT_S:g} s") from error
         except OSError as error:
             raise lost(self._engine, str(error)) from error
         if connection.is_usable:

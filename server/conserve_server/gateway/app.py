@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -25,11 +25,14 @@ from conserve_server.engines.conversation_kv import ConversationKv
 from conserve_server.engines.engine import EngineSpec
 from conserve_server.engines.vllm import VllmEngine
 from conserve_server.engines.wire import API_OF
+from conserve_server.gateway.admin_routes import AdminRoutes
 from conserve_server.gateway.cluster import Cluster
 from conserve_server.gateway.conversation_routes import ConversationRoutes
 from conserve_server.gateway.conversations import Conversations
 from conserve_server.gateway.coordinator import Coordinator
+from conserve_server.gateway.draining import Draining
 from conserve_server.gateway.endings import Endings
+from conserve_server.gateway.engine_drains import EngineDrains
 from conserve_server.gateway.engine_profiles import engine_profiles
 from conserve_server.gateway.errors import api_of, error_document, error_headers
 from conserve_server.gateway.kv_signals import KvSignals
@@ -39,6 +42,7 @@ from conserve_server.gateway.live_view import LiveView
 from conserve_server.gateway.openapi import OPENAPI_PATH, openapi_route
 from conserve_server.gateway.page_routes import page_routes
 from conserve_server.gateway.pass_through import PassThrough
+from conserve_server.gateway.reload import Reload
 from conserve_server.gateway.request_id import REQUEST_ID, AnswersRequestId, request_id_of
 from conserve_server.gateway.routes import Routes
 from conserve_server.gateway.tenants import Tenants
@@ -59,29 +63,47 @@ class _Parts:
     routes: list[Route]
     cluster: Cluster
     conversations: Conversations
+    drains: EngineDrains
+    reload: Reload
 
 
 def create_app(
-    config: Config, *, engines: Sequence[EngineSpec], policy: Policy, clock: Clock, tracer: Tracer
+    config: Config,
+    *,
+    engines: Sequence[EngineSpec],
+    policy: Policy,
+    clock: Clock,
+    tracer: Tracer,
+    load: Callable[[], Config] | None = None,
+    draining: Draining | None = None,
 ) -> Starlette:
     """The gateway over these engines. Its parts live as long as the application's lifespan.
 
+    `load` reads the configuration again, for a reload; `draining` is how its server tells it to
+    stop. While it runs, `app.state.reload()` applies a changed configuration.
     Raises ConfigError where the tenants' keys can't be used.
     """
     tenants = Tenants.from_config(config.gateway)
+    stopping = draining or Draining()
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         with ExitStack() as stack:
-            parts = _build(config, engines, policy, clock, tracer, stack, tenants)
+            parts = _build(config, engines, policy, clock, tracer, stack, tenants, load, stopping)
             app.router.routes.extend(_routes(parts))
+            app.state.reload = lambda: parts.reload.apply(clock.now_s())
             async with asyncio.TaskGroup() as background:
-                tasks = _start_background(background, parts, config, clock)
+                interval_s = config.gateway.probe_interval_s
+                parts.cluster.start(background, clock, interval_s)
+                signals = parts.conversations.signals
+                signals.start(background, parts.cluster.statuses, interval_s)
+                sweeping = background.create_task(_sweep(parts, clock, interval_s))
                 try:
                     yield
                 finally:
-                    for task in tasks:
-                        task.cancel()
+                    parts.cluster.stop()
+                    signals.stop()
+                    sweeping.cancel()
 
     return Starlette(
         lifespan=lifespan,
@@ -117,6 +139,8 @@ def _build(
     tracer: Tracer,
     stack: ExitStack,
     tenants: Tenants,
+    load: Callable[[], Config] | None,
+    draining: Draining,
 ) -> _Parts:
     gateway = config.gateway
     scheduler = Scheduler(
@@ -129,13 +153,14 @@ def _build(
         scheduler, clock, max_wait_s=gateway.max_wait_s, leg_timeout_s=gateway.turn_timeout_s
     )
     metrics = GatewayMetrics()
-    plugins = [ConversationKv(spec) for spec in specs]
-    signals = KvSignals(config.kv, scheduler, clock, metrics, plugins)
-    conversations = Conversations.from_config(gateway, coordinator, signals, Endings(tracer, metrics, clock))
-    engines = [VllmEngine(spec, silence_timeout_s=gateway.turn_timeout_s) for spec in specs]
-    for close in (*(engine.close for engine in engines), *(plugin.close for plugin in plugins)):
-        stack.callback(close)
-    cluster = Cluster(engines, coordinator, metrics)
+    signals = KvSignals(config.kv, scheduler, clock, metrics)
+    conversations = Conversations.from_config(
+        gateway, coordinator, signals, draining, Endings(tracer, metrics, clock)
+    )
+    make_engine = _engine_maker(config, signals, stack)
+    cluster = Cluster(map(make_engine, specs), coordinator, metrics, on_removed=signals.remove)
+    drains = EngineDrains(cluster, coordinator, timeout_s=gateway.engine_drain_timeout_s)
+    reload = Reload(config, load, cluster=cluster, drains=drains, make_engine=make_engine)
     turns = Turns(
         coordinator=coordinator,
         cluster=cluster,
@@ -143,6 +168,8 @@ def _build(
         metrics=metrics,
         tracer=tracer,
         clock=clock,
+        draining=draining,
+        max_placements=gateway.max_placements,
     )
     routes = Routes(
         cluster=cluster,
@@ -150,15 +177,18 @@ def _build(
         metrics=metrics,
         tenants=tenants,
         metrics_need_admin_key=gateway.metrics_need_admin_key,
+        draining=draining,
     )
     of_conversations = ConversationRoutes(
         conversations, coordinator.scheduler, tenants, body_timeout_s=gateway.body_timeout_s
     )
+    of_admin = AdminRoutes(cluster=cluster, drains=drains, reload=reload, tenants=tenants, clock=clock)
     endpoint, passing = _endpoints(config, turns, cluster, conversations, tenants)
-    live = LiveRoutes(LiveView(conversations.log, scheduler, cluster, clock), tenants)
-    tables = [routes.table(), of_conversations.table(), passing.table(), live.table(), page_routes()]
-    every = [openapi_route(), *(route for table in tables for route in table)]
-    return _Parts(endpoint, every, cluster, conversations)
+    view = LiveView(conversations.log, scheduler, cluster, clock)
+    live = LiveRoutes(view, tenants, write_timeout_s=gateway.write_timeout_s)
+    tables = [each.table() for each in (routes, of_conversations, of_admin, passing, live)]
+    every = [openapi_route(), *page_routes(), *(route for table in tables for route in table)]
+    return _Parts(endpoint, every, cluster, conversations, drains, reload)
 
 
 def _endpoints(
@@ -175,6 +205,7 @@ def _endpoints(
         recognition=conversations.recognition,
         stored_responses=conversations.stored_responses,
         body_limits=body_limits,
+        write_timeout_s=config.gateway.write_timeout_s,
     )
     passing = PassThrough(
         cluster=cluster,
@@ -182,8 +213,23 @@ def _endpoints(
         limits=limits,
         body_limits=body_limits,
         stored_responses=conversations.stored_responses,
+        write_timeout_s=config.gateway.write_timeout_s,
     )
     return endpoint, passing
+
+
+def _engine_maker(config: Config, signals: KvSignals, stack: ExitStack) -> Callable[[EngineSpec], VllmEngine]:
+    """Makes engines, also after the start; each is told of conversations, and closed with the stack."""
+
+    def make(spec: EngineSpec) -> VllmEngine:
+        engine = VllmEngine(spec, silence_timeout_s=config.gateway.turn_timeout_s)
+        plugin = ConversationKv(spec)
+        stack.callback(engine.close)
+        stack.callback(plugin.close)
+        signals.add(plugin)
+        return engine
+
+    return make
 
 
 def _routes(parts: _Parts) -> list[Route]:
@@ -191,32 +237,12 @@ def _routes(parts: _Parts) -> list[Route]:
     return [*turns, *parts.routes]
 
 
-def _start_background(
-    group: asyncio.TaskGroup, parts: _Parts, config: Config, clock: Clock
-) -> list[asyncio.Task[None]]:
-    interval_s = config.gateway.probe_interval_s
-    watches = [
-        group.create_task(parts.cluster.watch(engine, clock, interval_s), name=f"watch {engine.spec.name}")
-        for engine in parts.cluster.engines
-    ]
-    expiry = group.create_task(_expire_idle(parts.conversations, clock, interval_s))
-    return [*watches, expiry, *_start_signals(group, parts, interval_s)]
-
-
-def _start_signals(
-    group: asyncio.TaskGroup, parts: _Parts, interval_s: float
-) -> Iterator[asyncio.Task[None]]:
-    signals = parts.conversations.signals
-    for plugin in signals.plugins:
-        yield group.create_task(signals.tell(plugin))
-        yield group.create_task(signals.watch(plugin, parts.cluster.statuses, interval_s))
-
-
-async def _expire_idle(conversations: Conversations, clock: Clock, interval_s: float) -> None:
-    """End conversations that have been without a turn for too long."""
+async def _sweep(parts: _Parts, clock: Clock, interval_s: float) -> None:
+    """End conversations that have been without a turn for too long, and the drains whose time is over."""
     while True:
         await clock.sleep(interval_s)
-        conversations.expire(clock.now_s())
+        parts.conversations.expire(clock.now_s())
+        parts.drains.sweep(clock.now_s())
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

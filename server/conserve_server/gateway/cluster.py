@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
 
 from conserve_server.core.clock import Clock
 from conserve_server.core.errors import EngineFailed
 from conserve_server.engines.engine import Engine, EngineStatus, Role
 from conserve_server.gateway.coordinator import Coordinator
+from conserve_server.scheduling.engine_state import EngineProfile
 from conserve_server.telemetry.metrics import GatewayMetrics
 
 FAILED_LOOKS = 3
 """Looks in a row that must fail before an engine counts as down: one slow answer is no death."""
+DOUBTED_INTERVAL_S = 0.1
+"""Time between looks at an engine that failed a leg, until they have said whether it is up."""
 
 log = logging.getLogger(__name__)
 
@@ -20,16 +26,118 @@ log = logging.getLogger(__name__)
 class Cluster:
     """Every configured engine by name, with its latest status while it is up."""
 
-    def __init__(self, engines: Iterable[Engine], coordinator: Coordinator, metrics: GatewayMetrics) -> None:
+    def __init__(
+        self,
+        engines: Iterable[Engine],
+        coordinator: Coordinator,
+        metrics: GatewayMetrics,
+        *,
+        on_removed: Callable[[str], None] | None = None,
+    ) -> None:
         self._engines = {engine.spec.name: engine for engine in engines}
         self._coordinator = coordinator
         self._metrics = metrics
+        self._on_removed = on_removed
         self._failures: dict[str, int] = dict.fromkeys(self._engines, 0)
+        self._legs: dict[str, set[asyncio.Timeout]] = {name: set() for name in self._engines}
+        self._doubts: dict[str, asyncio.Event] = {name: asyncio.Event() for name in self._engines}
+        self._watching: tuple[asyncio.TaskGroup, Clock, float] | None = None
+        self._watches: dict[str, asyncio.Task[None]] = {}
         self.statuses: dict[str, EngineStatus] = {}
         """The last look at each engine that is up."""
 
     def engine(self, name: str) -> Engine:
         return self._engines[name]
+
+    @asynccontextmanager
+    async def leg(self, name: str) -> AsyncIterator[Engine]:
+        """The engine for one leg, which fails with EngineFailed once the engine is found down or restarted.
+
+        A connection to a machine that has lost its power tells nothing for minutes.
+        """
+        engine = self._engines.get(name)
+        if engine is None:
+            raise EngineFailed(f"engine {name} has left", code="engine_lost", engine=name)
+        limit, legs = asyncio.timeout(None), self._legs[name]
+        try:
+            async with limit:
+                legs.add(limit)
+                yield engine
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise EngineFailed(f"engine {name} went down", code="engine_lost", engine=name) from error
+        finally:
+            legs.discard(limit)
+
+    def doubt(self, name: str) -> None:
+        """The engine failed a leg: look at it at once, and often until it is known to be up or down."""
+        if name in self._doubts:
+            self._doubts[name].set()
+
+    def knows(self, name: str) -> bool:
+        return name in self._engines
+
+    def has_legs(self, name: str) -> bool:
+        """Whether a leg runs on the engine."""
+        return bool(self._legs[name])
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """The engine as JSON: who it is and, while it is up, what it said last."""
+        spec, status = self._engines[name].spec, self.statuses.get(name)
+        seen = {"name": name, "role": spec.role, "url": spec.url, "up": status is not None}
+        if status is None:
+            return seen
+        return seen | {
+            "models": status.models,
+            "running": status.running,
+            "waiting": status.waiting,
+            "kv_usage": status.kv_usage,
+            "kv_capacity_tokens": status.kv_capacity_tokens,
+            "emulated": status.emulated,
+        }
+
+    # -- coming and going ------------------------------------------------------------------------
+
+    def start(self, group: asyncio.TaskGroup, clock: Clock, interval_s: float) -> None:
+        """Watch every engine, those that are added later too, in tasks of this group."""
+        self._watching = (group, clock, interval_s)
+        for engine in self.engines:
+            self._start_watch(engine)
+
+    def stop(self) -> None:
+        """End the watches."""
+        for task in self._watches.values():
+            task.cancel()
+
+    def add(self, engine: Engine, profile: EngineProfile) -> None:
+        """One more engine, which serves once a look has seen it."""
+        name = engine.spec.name
+        self._engines[name] = engine
+        self._failures[name], self._legs[name], self._doubts[name] = 0, set(), asyncio.Event()
+        self._coordinator.engine_added(profile)
+        self._start_watch(engine)
+
+    def remove(self, name: str) -> None:
+        """Forget the engine, on which nothing runs any more."""
+        self._watches.pop(name).cancel()
+        self._coordinator.engine_removed(name)
+        self.statuses.pop(name, None)
+        self._metrics.forget_engine(name, self._engines[name].spec.role)
+        for each in (self._engines, self._failures, self._legs, self._doubts):
+            del each[name]
+        if self._on_removed is not None:
+            self._on_removed(name)
+
+    def _start_watch(self, engine: Engine) -> None:
+        if self._watching is None:
+            raise RuntimeError("engines are watched once the cluster was started")
+        group, clock, interval_s = self._watching
+        name = engine.spec.name
+        self._watches[name] = group.create_task(self.watch(engine, clock, interval_s), name=f"watch {name}")
+
+    def engines_of(self, role: Role) -> tuple[Engine, ...]:
+        return tuple(engine for engine in self.engines if engine.spec.role is role)
 
     @property
     def engines(self) -> tuple[Engine, ...]:
@@ -55,17 +163,31 @@ class Cluster:
                 self._missed(engine, error)
             else:
                 self._seen(engine, status)
-            await clock.sleep(interval_s)
+            await self._pause(engine.spec.name, clock, interval_s)
+
+    async def _pause(self, name: str, clock: Clock, interval_s: float) -> None:
+        """Until the next look."""
+        doubt = self._doubts[name]
+        if doubt.is_set() and name in self.statuses:
+            await clock.sleep(min(interval_s, DOUBTED_INTERVAL_S))
+            return
+        waits = {asyncio.ensure_future(clock.sleep(interval_s)), asyncio.ensure_future(doubt.wait())}
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waits:
+                each.cancel()
 
     def _seen(self, engine: Engine, status: EngineStatus) -> None:
         name = engine.spec.name
         self._failures[name] = 0
+        self._doubts[name].clear()
         before = self.statuses.get(name)
         if before is None:
             log.info("engine %s is up at %s", name, engine.spec.url)
         elif before.generation != status.generation:
             log.warning("engine %s was restarted: its conversations are placed anew", name)
-            self._coordinator.engine_down(name)
+            self._lost(name)
         self.statuses[name] = status
         self._metrics.set_engine(name, engine.spec.role, is_up=True)
         self._coordinator.engine_up(name, status.kv_capacity_tokens)
@@ -79,6 +201,14 @@ class Cluster:
         if name in self.statuses and self._failures[name] >= FAILED_LOOKS:
             log.warning("engine %s is down: %s", name, error)
             del self.statuses[name]
-            self._coordinator.engine_down(name)
+            self._lost(name)
         if name not in self.statuses:
+            self._doubts[name].clear()
             self._metrics.set_engine(name, engine.spec.role, is_up=False)
+
+    def _lost(self, name: str) -> None:
+        """What the engine held is gone. The scheduler is told first: it places what breaks now."""
+        self._coordinator.engine_down(name)
+        now_s = asyncio.get_running_loop().time()
+        for limit in self._legs[name]:
+            limit.reschedule(now_s)

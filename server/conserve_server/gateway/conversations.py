@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 
 from conserve_server.core.config import GatewayConfig
-from conserve_server.core.errors import LimitReached
+from conserve_server.core.errors import LimitReached, NoCapacity
 from conserve_server.gateway.conversation_log import ConversationLog
 from conserve_server.gateway.coordinator import Coordinator
+from conserve_server.gateway.draining import Draining
 from conserve_server.gateway.endings import Endings
 from conserve_server.gateway.identity import Identity, tenant_of
 from conserve_server.gateway.kv_signals import KvSignals
@@ -44,6 +45,8 @@ class Conversations:
         limit: int,
         own_limits: Mapping[str, int],
         endings: Endings,
+        max_waiting_turns: int,
+        draining: Draining,
     ) -> None:
         self._coordinator = coordinator
         self.log = log
@@ -55,12 +58,19 @@ class Conversations:
         self._limit = limit
         self._own_limits = dict(own_limits)
         self._endings = endings
+        self._max_waiting_turns = max_waiting_turns
+        self._draining = draining
         self._resting: dict[str, OrderedDict[str, float]] = {}
         """By tenant: synthetic conversations without a turn, and since when."""
 
     @classmethod
     def from_config(
-        cls, gateway: GatewayConfig, coordinator: Coordinator, signals: KvSignals, endings: Endings
+        cls,
+        gateway: GatewayConfig,
+        coordinator: Coordinator,
+        signals: KvSignals,
+        draining: Draining,
+        endings: Endings,
     ) -> Conversations:
         own = {
             name: tenant.max_conversations
@@ -78,14 +88,22 @@ class Conversations:
             limit=gateway.max_conversations,
             own_limits=own,
             endings=endings,
+            max_waiting_turns=gateway.max_waiting_turns,
+            draining=draining,
         )
 
     # -- turns ---------------------------------------------------------------------------------
 
     def open(self, identity: Identity, now_s: float) -> ConversationRecord:
-        """The record for a turn. Raises LimitReached (429) for a new conversation beyond the limit."""
+        """The record for a turn.
+
+        Raises for a new conversation: LimitReached (429) beyond the limit, NoCapacity (503) where
+        too many wait already, and while draining.
+        """
         tenant, key = identity.tenant, identity.key
         if self.log.live(tenant, key) is None:
+            self._draining.check_new()
+            self._check_queue()
             self._check_limit(tenant)
         self._resting.get(tenant, OrderedDict()).pop(key, None)
         record = self.log.open(identity, now_s)
@@ -166,6 +184,15 @@ class Conversations:
         record = self.log.live(tenant, key)
         if record is not None:
             self.end(record, EXPIRED)
+
+    def _check_queue(self) -> None:
+        if self._coordinator.scheduler.waiting_turns >= self._max_waiting_turns:
+            raise NoCapacity(
+                f"{self._max_waiting_turns} turns wait for room already (gateway.max_waiting_turns): "
+                "try again later",
+                code="too_many_waiting",
+                retry_after_s=_RETRY_AFTER_S,
+            )
 
     def _check_limit(self, tenant: str) -> None:
         limit = self._own_limits.get(tenant, self._limit)

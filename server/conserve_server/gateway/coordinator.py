@@ -11,6 +11,7 @@ from conserve_server.core.errors import NoCapacity
 from conserve_server.core.turn import Turn
 from conserve_server.gateway.estimate import TokenEstimate
 from conserve_server.scheduling.actions import Action
+from conserve_server.scheduling.engine_state import EngineProfile
 from conserve_server.scheduling.scheduler import Scheduler
 
 
@@ -54,8 +55,12 @@ class Coordinator:
         now_s = self._clock.now_s()
         self._deliver(self.scheduler.on_prefilled(turn.id, prompt_tokens, now_s, cached_tokens))
 
-    def prefill_failed(self, turn: Turn) -> None:
-        self._deliver(self.scheduler.on_prefill_failed(turn.id))
+    def prefill_failed(self, turn: Turn, *, is_lost: bool = False) -> None:
+        self._deliver(self.scheduler.on_prefill_failed(turn.id, is_lost=is_lost))
+
+    def decode_failed(self, turn: Turn, *, is_lost: bool) -> None:
+        """The decode leg broke; before its first token `next_action` says where the turn goes now."""
+        self._deliver(self.scheduler.on_decode_failed(turn.id, self._clock.now_s(), is_lost=is_lost))
 
     def first_token(self, turn: Turn, *, was_seen: bool) -> None:
         """The decode leg has output; `was_seen`: its first token came now, not some time before."""
@@ -96,6 +101,19 @@ class Coordinator:
 
     def engine_down(self, name: str) -> None:
         self._deliver(self.scheduler.on_engine_down(name))
+
+    def engine_added(self, profile: EngineProfile) -> None:
+        self._deliver(self.scheduler.on_engine_added(profile))
+
+    def engine_draining(self, name: str, *, is_draining: bool) -> None:
+        self._deliver(self.scheduler.on_engine_draining(name, is_draining=is_draining))
+
+    def engine_vacated(self, name: str) -> None:
+        """What is still bound to a draining engine is placed anew at its next turn."""
+        self._deliver(self.scheduler.on_engine_vacated(name))
+
+    def engine_removed(self, name: str) -> None:
+        self._deliver(self.scheduler.on_engine_removed(name))
 
     def engine_observed(self, name: str, *, kv_usage: float, running: int, waiting: int) -> None:
         """What the engine said of its own load."""

@@ -14,12 +14,13 @@ def engine_profiles(config: Config, specs: Sequence[EngineSpec]) -> list[EngineP
     seen = dict.fromkeys(Role, 0)
     profiles = []
     for spec in specs:
-        profiles.append(_profile(config, spec, seen[spec.role]))
+        profiles.append(profile_at(config, spec, seen[spec.role]))
         seen[spec.role] += 1
     return profiles
 
 
-def _profile(config: Config, spec: EngineSpec, index: int) -> EngineProfile:
+def profile_at(config: Config, spec: EngineSpec, index: int) -> EngineProfile:
+    """The profile of the engine at that place in its pool."""
     pool = config.pools.prefill if spec.role is Role.PREFILL else config.pools.decode
     tier = config.tiers[pool.tiers[index]] if index < len(pool.tiers) else None
     return EngineProfile(

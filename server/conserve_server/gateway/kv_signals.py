@@ -6,6 +6,7 @@ the plugin is never sent one, and one that does not answer costs nobody anything
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -57,8 +58,11 @@ class KvSignals:
         self._clock = clock
         self._metrics = metrics
         is_on = config.sends_releases or config.sends_keeps
-        self.plugins = tuple(plugins) if is_on else ()
-        self.lines = {plugin.spec.name: KvLine() for plugin in self.plugins}
+        self._is_on = is_on
+        self.plugins = {plugin.spec.name: plugin for plugin in plugins} if is_on else {}
+        self.lines = {name: KvLine() for name in self.plugins}
+        self._tasks: dict[str, list[asyncio.Task[None]]] = {}
+        self._running: tuple[asyncio.TaskGroup, Mapping[str, EngineStatus], float] | None = None
         self._times = ToolTimes(config)
         self._waiting: dict[str, _Waiting] = {}
         self._keys: dict[str, set[str]] = {}
@@ -108,7 +112,9 @@ class KvSignals:
     def _keep(self, key: str, waiting: _Waiting, timeout_s: float) -> None:
         if not self._config.sends_keeps:
             return
-        line = self.lines[waiting.decoder]
+        line = self.lines.get(waiting.decoder)
+        if line is None:
+            return  # the engine has left
         ledger = self._scheduler.pools.ledgers.get(waiting.decoder)
         waiting.is_kept = ledger is not None and key not in ledger.beyond_budget
         if waiting.is_kept:
@@ -142,6 +148,47 @@ class KvSignals:
         for name in engines:
             if name in self.lines:
                 self.lines[name].release(identity.engine_session)
+
+    # -- the engines -----------------------------------------------------------------------------------
+
+    def start(
+        self, group: asyncio.TaskGroup, statuses: Mapping[str, EngineStatus], interval_s: float
+    ) -> None:
+        """Tell and watch every engine, those that are added later too, in tasks of this group."""
+        self._running = (group, statuses, interval_s)
+        for plugin in self.plugins.values():
+            self._follow(plugin)
+
+    def stop(self) -> None:
+        """End the tasks."""
+        for name in tuple(self._tasks):
+            self._cancel(name)
+
+    def add(self, plugin: ConversationKv) -> None:
+        """One more engine."""
+        if self._is_on:
+            self.plugins[plugin.spec.name] = plugin
+            self.lines[plugin.spec.name] = KvLine()
+            self._follow(plugin)
+
+    def remove(self, name: str) -> None:
+        """The engine has left: nothing is told to it any more."""
+        self._cancel(name)
+        for each in (self.plugins, self.lines):
+            each.pop(name, None)
+
+    def _follow(self, plugin: ConversationKv) -> None:
+        if self._running is None:
+            return
+        group, statuses, interval_s = self._running
+        self._tasks[plugin.spec.name] = [
+            group.create_task(self.tell(plugin)),
+            group.create_task(self.watch(plugin, statuses, interval_s)),
+        ]
+
+    def _cancel(self, name: str) -> None:
+        for task in self._tasks.pop(name, ()):
+            task.cancel()
 
     # -- telling, in the background ------------------------------------------------------------------
 

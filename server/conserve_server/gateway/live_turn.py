@@ -13,13 +13,17 @@ from conserve_sdk.protocol import (
     RECEIPT_DECODER,
     RECEIPT_EMULATED,
     RECEIPT_PATH,
+    RECEIPT_PLACEMENTS,
     RECEIPT_PREFILLER,
+    RECEIPT_REBIND,
     RECEIPT_TURN,
     Outcome,
     Phase,
+    RebindCause,
     RunningTurn,
     TurnReport,
 )
+from conserve_server.core.errors import EngineFailed
 from conserve_server.core.turn import Placement, Turn
 from conserve_server.engines.wire import EngineTiming, Usage
 from conserve_server.gateway.identity import Identity
@@ -46,6 +50,8 @@ class LiveTurn:
     gap_s: float
     watch: Watch | None = None
     placement: Placement | None = None
+    rebind: RebindCause | None = None
+    placements: int = 0
     wait_s: float | None = None
     prefill_s: float | None = None
     decode_started_s: float | None = None
@@ -56,7 +62,12 @@ class LiveTurn:
     refused: str | None = None
     is_emulated: bool = False
 
+    def is_placed(self, placement: Placement, rebind: RebindCause | None) -> None:
+        """The scheduler has said where its next leg runs."""
+        self.placement, self.rebind = placement, rebind
+
     def decode_starts(self, now_s: float) -> None:
+        self.placements += 1
         self.decode_started_s = now_s
         self.decode_started_ns = time.time_ns()
 
@@ -79,6 +90,13 @@ class LiveTurn:
         if self.timing is None or self.timing.queue_time_ms is None:
             return None
         return self.timing.queue_time_ms / 1000
+
+    def is_lost_by(self, error: EngineFailed) -> bool:
+        """Whether the engine of the leg can't be counted on any more: unreachable, broken off or silent.
+
+        An answer that is not streamed is silent until it is whole: that it takes long is no sign.
+        """
+        return error.code == "engine_lost" or (error.code == "engine_timeout" and self.request.is_streamed)
 
     @property
     def transfer_s(self) -> float | None:
@@ -129,6 +147,8 @@ class LiveTurn:
             duration_s=now_s - self.arrived_s,
             error=error,
             started_s=self.started_s,
+            rebind=self.rebind,
+            placements=max(1, self.placements),
         )
 
     @property
@@ -170,6 +190,10 @@ class LiveTurn:
             headers[RECEIPT_DECODER] = self.placement.decoder
             if self.placement.prefiller is not None:
                 headers[RECEIPT_PREFILLER] = self.placement.prefiller
+        if self.rebind is not None:
+            headers[RECEIPT_REBIND] = self.rebind
+        if self.placements > 1:
+            headers[RECEIPT_PLACEMENTS] = str(self.placements)
         if self.usage is not None and self.usage.cached_tokens is not None:
             headers[RECEIPT_CACHED_TOKENS] = str(self.usage.cached_tokens)
         if self.is_emulated:
@@ -196,6 +220,8 @@ def span_attributes(
         **dict(zip(tokens, counts, strict=True)),
         **({} if is_counted_by_client else dict.fromkeys(_CACHE_WRITE, _written_tokens(report))),
         names.OPENINFERENCE_KIND: "CHAIN" if is_counted_by_client else "LLM",
+        names.REBIND_CAUSE: report.rebind,
+        names.TURN_PLACEMENTS: report.placements if report.placements > 1 else None,
         names.EMULATED: is_emulated or None,
     }
     return {name: value for name, value in found.items() if value is not None}

@@ -28,6 +28,7 @@ from conserve_sdk.protocol import (
     Update,
 )
 from conserve_server.engines.wire import CHAT_PATH, COMPLETIONS_PATH, MESSAGES_PATH, RESPONSES_PATH
+from conserve_server.gateway.admin_routes import DRAIN_PATH, ENGINES_PATH, RELOAD_PATH, UNDRAIN_PATH
 from conserve_server.gateway.page_routes import PAGE_PATH
 from conserve_server.gateway.pass_through import CANCEL_PATH, COUNT_TOKENS_PATH, RESPONSE_PATH
 from conserve_server.gateway.request_id import REQUEST_ID
@@ -113,6 +114,10 @@ _OPERATIONS: Final = (
         query=_WHOSE,
         errors=(400, 401, 404, 408, 409, 413),
     ),
+    _Operation("get", ENGINES_PATH, "The engines, and which are draining", errors=(401,)),
+    _Operation("post", DRAIN_PATH, "Send nothing new to an engine", errors=(401, 404)),
+    _Operation("post", UNDRAIN_PATH, "Let an engine take conversations again", errors=(401, 404, 409)),
+    _Operation("post", RELOAD_PATH, "Read the configuration again", errors=(401, 409)),
     _Operation(
         "get",
         LIVE_PATH,

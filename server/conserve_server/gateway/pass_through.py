@@ -16,7 +16,7 @@ from conserve_server.engines.wire import MESSAGES_PATH, RESPONSES_PATH
 from conserve_server.gateway.cluster import Cluster
 from conserve_server.gateway.errors import api_of
 from conserve_server.gateway.limits import BodyLimits, TurnLimits
-from conserve_server.gateway.reply import ClientGone, Reply, read_body, while_connected
+from conserve_server.gateway.reply import ClientGone, ClientStalled, Reply, read_body, while_connected
 from conserve_server.gateway.request import check_model, parse_fields, read_model
 from conserve_server.gateway.request_id import REQUEST_ID, request_id_of
 from conserve_server.gateway.stored_responses import StoredResponses
@@ -40,12 +40,14 @@ class PassThrough:
         limits: TurnLimits,
         body_limits: BodyLimits,
         stored_responses: StoredResponses,
+        write_timeout_s: float,
     ) -> None:
         self._cluster = cluster
         self._tenants = tenants
         self._limits = limits
         self._body_limits = body_limits
         self._stored_responses = stored_responses
+        self.write_timeout_s = write_timeout_s
 
     def table(self) -> list[Route]:
         """The routes, for the application."""
@@ -86,7 +88,7 @@ class PassThrough:
         """The engine that made this answer, and its path there."""
         response_id: str = scope["path_params"]["response_id"]
         stored = self._stored_responses.find(tenant, response_id)
-        if stored is None:
+        if stored is None or not self._cluster.knows(stored.engine):
             raise InvalidRequest(
                 f"response with id {response_id!r} not found: this gateway has not made it, or has "
                 "forgotten it (gateway.responses_kept)",
@@ -110,10 +112,15 @@ class _Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        reply = Reply(send, api=api_of(scope["path"]), request_id=request_id_of(scope, headers))
+        reply = Reply(
+            send,
+            api=api_of(scope["path"]),
+            request_id=request_id_of(scope, headers),
+            write_timeout_s=self._pass_through.write_timeout_s,
+        )
         try:
             await self._pass_through.answer(scope, headers, receive, reply)
-        except ClientGone:
+        except (ClientGone, ClientStalled):
             return
         except TurnError as error:
             await reply.fail(error, {})

@@ -11,7 +11,15 @@ from typing import Protocol
 
 from opentelemetry.trace import SpanContext
 
-from conserve_sdk.protocol import ConversationReport, Path, RunningTurn, ToolEvent, ToolReport, TurnReport
+from conserve_sdk.protocol import (
+    ConversationReport,
+    Path,
+    RebindCause,
+    RunningTurn,
+    ToolEvent,
+    ToolReport,
+    TurnReport,
+)
 from conserve_server.core.errors import InvalidRequest
 from conserve_server.gateway.identity import DEFAULT_TENANT, Identity
 
@@ -40,7 +48,7 @@ class ConversationRecord:
     is_emulated: bool = False
     ended_as: str | None = None
     kv_transfers: int = 0
-    rebinds: int = 0
+    rebinds: list[RebindCause] = field(default_factory=list)
     turns_begun: int = 0
     last_turn_s: float = 0.0
     turns: dict[int, TurnReport] = field(default_factory=dict)
@@ -73,10 +81,11 @@ class ConversationRecord:
         self.turns_begun += 1
         return self.turns_begun
 
-    def bind(self, path: Path, decoder: str) -> None:
+    def bind(self, path: Path, decoder: str, rebind: RebindCause | None = None) -> None:
         """A decoder answered a turn that placed this conversation, or that moved KV to it."""
+        if rebind is not None:
+            self.rebinds.append(rebind)
         self.kv_transfers += path.moves_kv
-        self.rebinds += path.binds and bool(self.decoders)
         if not self.decoders or self.decoders[-1] != decoder:
             self.decoders.append(decoder)
 
@@ -119,6 +128,7 @@ class ConversationRecord:
             decoder=self.decoders[-1] if self.decoders else None,
             decoders=tuple(dict.fromkeys(self.decoders)),
             kv_transfers=self.kv_transfers,
+            rebinds=tuple(self.rebinds),
             reserved_kv_tokens=reserved_kv_tokens,
             ttfet_s=self.ttfet_s,
             emulated=self.is_emulated,

@@ -7,7 +7,7 @@ from collections.abc import Coroutine, Mapping
 from typing import Any
 
 import msgspec
-from starlette.types import Receive, Send
+from starlette.types import Message, Receive, Send
 
 from conserve_server.core.errors import InvalidRequest, TurnError
 from conserve_server.engines.wire import Api
@@ -19,12 +19,15 @@ from conserve_server.gateway.request_id import REQUEST_ID
 class Reply:
     """Writes one answer, errors in the words of `api`. A slow reader holds `write` back; nothing is
     gathered here.
+
+    A client that takes nothing for `write_timeout_s` ends in ClientStalled.
     """
 
-    def __init__(self, send: Send, *, api: Api, request_id: str) -> None:
-        self._send = send
+    def __init__(self, send: Send, *, api: Api, request_id: str, write_timeout_s: float) -> None:
+        self._to_client = send
         self._api = api
         self._request_id = request_id
+        self._write_timeout_s = write_timeout_s
         self._is_event_stream = False
         self.has_started = False
 
@@ -41,6 +44,17 @@ class Reply:
 
     async def finish(self, last: bytes = b"") -> None:
         await self._send({"type": "http.response.body", "body": last, "more_body": False})
+
+    async def _send(self, message: Message) -> None:
+        try:
+            async with asyncio.timeout(self._write_timeout_s):
+                await self._to_client(message)
+        except TimeoutError:
+            raise ClientStalled(
+                f"the client took nothing of its answer for {self._write_timeout_s:g} s "
+                "(gateway.write_timeout_s)",
+                code="client_stalled",
+            ) from None
 
     async def document(self, status: int, document: object, headers: Mapping[str, str]) -> None:
         """A whole JSON answer."""
@@ -119,6 +133,10 @@ async def while_connected(serve: Coroutine[Any, Any, None], receive: Receive) ->
         await asyncio.gather(turn, gone, return_exceptions=True)
     if not turn.cancelled():
         turn.result()  # an error that is not a turn's belongs to the application
+
+
+class ClientStalled(TurnError):
+    """The client does not read its answer: nothing more can be said to it."""
 
 
 class ClientGone(Exception):

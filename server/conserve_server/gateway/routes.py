@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from conserve_server.gateway.cluster import Cluster
 from conserve_server.gateway.coordinator import Coordinator
+from conserve_server.gateway.draining import Draining
 from conserve_server.gateway.tenants import Tenants, authorization_of
 from conserve_server.telemetry.metrics import CONTENT_TYPE, GatewayMetrics
 
@@ -25,12 +26,14 @@ class Routes:
         metrics: GatewayMetrics,
         tenants: Tenants,
         metrics_need_admin_key: bool,
+        draining: Draining,
     ) -> None:
         self._cluster = cluster
         self._coordinator = coordinator
         self._metrics = metrics
         self._tenants = tenants
         self._metrics_need_admin_key = metrics_need_admin_key
+        self._draining = draining
 
     def table(self) -> list[Route]:
         """The routes, for the application."""
@@ -50,13 +53,14 @@ class Routes:
         return JSONResponse({"object": "list", "data": cards})
 
     async def health(self, request: Request) -> Response:
-        """200 while a decode engine is up, else 503; each engine's last look to who may see it."""
-        can_serve = self._cluster.can_serve
-        document: dict[str, Any] = {"status": "ok" if can_serve else "no decode engine is up"}
+        """200 while a decode engine is up, else 503, as while draining; the engines to who may see them."""
+        can_serve = self._cluster.can_serve and not self._draining.has_begun
+        status = "ok" if can_serve else "no decode engine is up"
+        document: dict[str, Any] = {"status": "draining" if self._draining.has_begun else status}
         authorization = authorization_of(request.headers)
         if not self._metrics_need_admin_key or self._tenants.is_admin(authorization):
             document |= {
-                "engines": [self._engine(engine.spec.name) for engine in self._cluster.engines],
+                "engines": [self._cluster.describe(engine.spec.name) for engine in self._cluster.engines],
                 "waiting_turns": self._coordinator.scheduler.waiting_turns,
                 "energy": "not measured: no energy meter is configured",
             }
@@ -77,22 +81,5 @@ class Routes:
         by_state: dict[str, int] = {}
         for conversation in scheduler.conversations:
             by_state[conversation.state] = by_state.get(conversation.state, 0) + 1
-        self._metrics.set_queues(
-            waiting=scheduler.waiting_turns, rebinds=scheduler.rebinds, by_state=by_state
-        )
+        self._metrics.set_queues(waiting=scheduler.waiting_turns, by_state=by_state)
         return Response(self._metrics.page(), media_type=CONTENT_TYPE)
-
-    def _engine(self, name: str) -> dict[str, Any]:
-        spec = self._cluster.engine(name).spec
-        status = self._cluster.statuses.get(name)
-        seen = {"name": name, "role": spec.role, "url": spec.url, "up": status is not None}
-        if status is None:
-            return seen
-        return seen | {
-            "models": status.models,
-            "running": status.running,
-            "waiting": status.waiting,
-            "kv_usage": status.kv_usage,
-            "kv_capacity_tokens": status.kv_capacity_tokens,
-            "emulated": status.emulated,
-        }

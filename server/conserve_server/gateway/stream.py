@@ -45,6 +45,7 @@ class _Early(msgspec.Struct):
 
 class _Error(msgspec.Struct):
     message: str = "the engine reported an error"
+    code: int | str | None = None
 
 
 class _ErrorEvent(msgspec.Struct):
@@ -86,6 +87,8 @@ class EventStreamReader(AnswerReader):
         """Whether an output token has come: vLLM's first event of a chat names only the role."""
         self.error: str | None = None
         """What an engine that failed within a stream says in an event of its own."""
+        self.error_status: int | None = None
+        """The HTTP status that it would have had, where the event says so."""
         self._hides_usage = hides_usage
         self._gatherer = gatherer
         self._partial = b""
@@ -129,6 +132,7 @@ class EventStreamReader(AnswerReader):
                 self.has_output = early is not None and any(c.has_output for c in early.choices)
             if _HAS_ERROR in event and (failed := _decoded(_data(event), _ErrorEvent)) is not None:
                 self.error = failed.error.message
+                self.error_status = failed.error.code if isinstance(failed.error.code, int) else None
 
 
 def _data(event: bytes) -> bytes:

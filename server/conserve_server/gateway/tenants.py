@@ -91,6 +91,11 @@ class Tenants:
 
     def check_admin(self, authorization: str | None) -> None:
         """Raises Unauthorized (401) unless the header has the admin key."""
+        if not self.has_admin:
+            raise Unauthorized(
+                f"this needs the admin key, and none is configured: put one into {ADMIN_KEY_VARIABLE}",
+                code="admin_key_needed",
+            )
         if not self.is_admin(authorization):
             raise Unauthorized(f"this needs the admin key: {_HEADER}", code="admin_key_needed")
 

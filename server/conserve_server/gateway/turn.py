@@ -17,19 +17,24 @@ from conserve_server.engines.vllm import error_message
 from conserve_server.gateway.cluster import Cluster
 from conserve_server.gateway.conversations import Conversations
 from conserve_server.gateway.coordinator import Coordinator
+from conserve_server.gateway.draining import Draining
 from conserve_server.gateway.identity import DEFAULT_TENANT, Identity
 from conserve_server.gateway.live_turn import LiveTurn, span_attributes
 from conserve_server.gateway.readers import document_reader, stream_reader
 from conserve_server.gateway.recognition import Watch
-from conserve_server.gateway.reply import Reply
+from conserve_server.gateway.reply import ClientStalled, Reply
 from conserve_server.gateway.request import TurnRequest
 from conserve_server.gateway.request_id import REQUEST_ID
 from conserve_server.gateway.stored_responses import StoredResponse
-from conserve_server.gateway.stream import AnswerReader
+from conserve_server.gateway.stream import AnswerReader, EventStreamReader
+from conserve_server.gateway.typed_stream import NamedEventReader
 from conserve_server.scheduling.actions import StartDecode
 from conserve_server.telemetry import names
 from conserve_server.telemetry.metrics import GatewayMetrics
 from conserve_server.telemetry.spans import TurnTrace, trace_headers
+
+MAX_HELD_BYTES = 64 * 1024
+"""Of a stream, until its first token. Far more than any opening: what grows beyond it is none."""
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +51,8 @@ class Turns:
         metrics: GatewayMetrics,
         tracer: Tracer,
         clock: Clock,
+        draining: Draining,
+        max_placements: int,
     ) -> None:
         self._coordinator = coordinator
         self._cluster = cluster
@@ -53,6 +60,8 @@ class Turns:
         self._metrics = metrics
         self._tracer = tracer
         self._clock = clock
+        self._draining = draining
+        self._max_placements = max_placements
 
     async def serve(
         self,
@@ -64,18 +73,23 @@ class Turns:
     ) -> None:
         """Run one turn to its end and answer the client, errors included.
 
-        Raises LimitReached (429) before anything has begun. `watch`: the answer of a conversation
-        that no client named is gathered for it.
+        Raises LimitReached (429) or NoCapacity (503) before anything has begun. `watch`: the answer of a
+        conversation that no client named is gathered for it.
         """
         live = self._begin(request, identity, watch)
         trace = TurnTrace(self._tracer, headers, identity.conversation_id, _first_attributes(live, identity))
         live.record.turn_spans.append(trace.span_context)
-        outcome, error = Outcome.FAILED, None
+        outcome = Outcome.FAILED
+        error: TurnError | None = None
         try:
-            await self._run(live, trace, reply)
+            async with self._draining.turn():
+                await self._run(live, trace, reply)
             outcome = Outcome.FAILED if live.refused else Outcome.COMPLETED
         except asyncio.CancelledError:
             outcome = Outcome.CANCELLED
+            raise
+        except ClientStalled as problem:
+            outcome, error = Outcome.CANCELLED, problem
             raise
         except TurnError as problem:
             error = problem
@@ -134,17 +148,40 @@ class Turns:
     # -- the legs ------------------------------------------------------------------------------
 
     async def _run(self, live: LiveTurn, trace: TurnTrace, reply: Reply) -> None:
+        """Place the turn and decode it; again where an engine fails it before its first byte."""
+        while True:
+            params = await self._until_prefilled(live, trace)
+            try:
+                await self._decode(live, trace, params, reply)
+            except EngineFailed as error:
+                self._decode_failed(live, error)
+                if reply.has_started or not self._may_go_again(live, error):
+                    raise
+            else:
+                return
+
+    async def _until_prefilled(self, live: LiveTurn, trace: TurnTrace) -> bytes | None:
+        """Wait for a place and prefill elsewhere if so told; the parameters for the decode leg."""
         with trace.step(names.SPAN_ADMISSION, {}):
             action = await self._coordinator.next_action(live.turn)
-        live.wait_s = self._clock.now_s() - live.arrived_s
+        live.wait_s = self._clock.now_s() - live.arrived_s if live.wait_s is None else live.wait_s
         prefilled: PrefillAnswer | None = None
         while not isinstance(action, StartDecode):
-            live.placement = action.placement
+            live.is_placed(action.placement, action.rebind)
             prefilled = await self._prefill(live, trace)
             action = await self._coordinator.next_action(live.turn)
-        live.placement = action.placement
-        params = prefilled.kv_transfer_params if prefilled and live.moved_kv else None
-        await self._decode(live, trace, params, reply)
+        live.is_placed(action.placement, action.rebind)
+        return prefilled.kv_transfer_params if prefilled and live.moved_kv else None
+
+    def _decode_failed(self, live: LiveTurn, error: EngineFailed) -> None:
+        _log_failure("decode", live, error)
+        self._coordinator.decode_failed(live.turn, is_lost=live.is_lost_by(error))
+        self._cluster.doubt(error.engine)
+
+    def _may_go_again(self, live: LiveTurn, error: EngineFailed) -> bool:
+        if live.first_output_s is not None or live.placements >= self._max_placements:
+            return False
+        return error.code == "engine_error" or live.is_lost_by(error)
 
     async def _prefill(self, live: LiveTurn, trace: TurnTrace) -> PrefillAnswer | None:
         """The prefill leg; None if the engine failed, which the scheduler then knows."""
@@ -153,24 +190,20 @@ class Turns:
         if live.request.needs_its_decoder:
             self._coordinator.prefill_failed(live.turn)
             return None
-        engine = self._cluster.engine(live.placement.prefiller)
+        prefiller = live.placement.prefiller
         started_s = self._clock.now_s()
-        attributes = {names.PREFILLER: engine.spec.name}
+        attributes = {names.PREFILLER: prefiller}
         try:
-            with trace.step(names.SPAN_PREFILL, attributes, SpanKind.CLIENT) as span:
-                headers = _leg_headers(live, span)
-                answer = await engine.prefill(
-                    live.request.path, live.request.prefill_body(live.priority), headers
-                )
-                span.set_attribute(names.TURN_INPUT_TOKENS, answer.prompt_tokens)
+            async with self._cluster.leg(prefiller) as engine:
+                with trace.step(names.SPAN_PREFILL, attributes, SpanKind.CLIENT) as span:
+                    answer = await engine.prefill(
+                        live.request.path, live.request.prefill_body(live.priority), _leg_headers(live, span)
+                    )
+                    span.set_attribute(names.TURN_INPUT_TOKENS, answer.prompt_tokens)
         except EngineFailed as error:
-            log.warning(
-                "request %s: the prefill leg of conversation %r failed: %s",
-                live.request.request_id,
-                live.identity.conversation_id,
-                error,
-            )
-            self._coordinator.prefill_failed(live.turn)
+            _log_failure("prefill", live, error)
+            self._coordinator.prefill_failed(live.turn, is_lost=live.is_lost_by(error))
+            self._cluster.doubt(prefiller)
             return None
         live.prefill_s = self._clock.now_s() - started_s
         self._coordinator.prefilled(
@@ -195,30 +228,41 @@ class Turns:
     ) -> AsyncIterator[Answer]:
         if live.placement is None:
             raise RuntimeError("a decode leg needs a decoder")
-        engine = self._cluster.engine(live.placement.decoder)
+        decoder = live.placement.decoder
         body = live.request.decode_body(params, live.priority)
-        attributes = {names.DECODER: engine.spec.name}
-        with trace.step(names.SPAN_DECODE, attributes, SpanKind.CLIENT) as span:
+        with trace.step(names.SPAN_DECODE, {names.DECODER: decoder}, SpanKind.CLIENT) as span:
             live.decode_starts(self._clock.now_s())
-            async with engine.send(live.request.path, body, _leg_headers(live, span)) as answer:
+            async with (
+                self._cluster.leg(decoder) as engine,
+                engine.send(live.request.path, body, _leg_headers(live, span)) as answer,
+            ):
                 yield answer
 
     async def _stream(self, live: LiveTurn, answer: Answer, reply: Reply) -> None:
         gatherer = live.watch.answer if live.watch is not None else None
         reader = stream_reader(live.request, gatherer, lambda answer_id: self._is_stored(live, answer_id))
+        # vLLM opens a chat before it knows of its first token: until then the turn can go elsewhere.
+        held = b""
         try:
             async for chunk in answer.chunks():
-                if not reply.has_started:
-                    await reply.start(answer.status, self._headers(live, answer))
-                to_client = reader.feed(chunk)
+                held += reader.feed(chunk)
                 if reader.has_output and live.first_output_s is None:
                     self._has_output(live)
-                await reply.write(to_client)
-            await reply.write(reader.rest())
+                if not reply.has_started:
+                    _check_opening(live, reader)
+                    if live.first_output_s is None and reader.error is None and len(held) < MAX_HELD_BYTES:
+                        continue
+                    await reply.start(answer.status, self._headers(live, answer))
+                await reply.write(held)
+                held = b""
+            held += reader.rest()
+            if not reply.has_started and not held:
+                raise _empty(live)
+            if not reply.has_started:
+                await reply.start(answer.status, self._headers(live, answer))
+            await reply.write(held)
         finally:
             self._learn(live, reader)
-        if not reply.has_started:
-            raise _empty(live)
         live.refused = reader.error
         await reply.finish()
 
@@ -259,7 +303,9 @@ class Turns:
         if live.placement is None:
             return
         if live.placement.path is not Path.PINNED:
-            live.record.bind(live.placement.path, live.placement.decoder)
+            live.record.bind(live.placement.path, live.placement.decoder, live.rebind)
+        if live.rebind is not None:
+            self._metrics.rebound(live.rebind)
         self._coordinator.first_token(live.turn, was_seen=live.request.is_streamed)
         if live.moved_kv:
             self._metrics.kv_transferred()
@@ -308,6 +354,24 @@ def _first_attributes(live: LiveTurn, identity: Identity) -> dict[str, str | int
     if identity.parent_id is not None:
         found[names.PARENT_CONVERSATION_ID] = identity.parent_id
     return found
+
+
+def _log_failure(leg: str, live: LiveTurn, error: EngineFailed) -> None:
+    log.warning(
+        "request %s: the %s leg of conversation %r failed: %s",
+        live.request.request_id,
+        leg,
+        live.identity.conversation_id,
+        error,
+    )
+
+
+def _check_opening(live: LiveTurn, reader: EventStreamReader | NamedEventReader) -> None:
+    """Raises EngineFailed where the stream begins with an error that is the engine's."""
+    if reader.error is None or reader.has_output or (reader.error_status or 500) < 500:
+        return
+    engine = live.placement.decoder if live.placement else "?"
+    raise EngineFailed(f"engine {engine} failed: {reader.error}", code="engine_error", engine=engine)
 
 
 def _empty(live: LiveTurn) -> EngineFailed:

@@ -13,7 +13,7 @@ from conserve_server.gateway.cluster import Cluster
 from conserve_server.gateway.identity import Identity, read_identity, read_previous_response
 from conserve_server.gateway.limits import BodyLimits, TurnLimits
 from conserve_server.gateway.recognition import Recognition, Watch
-from conserve_server.gateway.reply import ClientGone, Reply, read_body, while_connected
+from conserve_server.gateway.reply import ClientGone, ClientStalled, Reply, read_body, while_connected
 from conserve_server.gateway.request import TurnRequest, check_model, parse_request
 from conserve_server.gateway.request_id import request_id_of
 from conserve_server.gateway.stored_responses import StoredResponses
@@ -34,6 +34,7 @@ class TurnEndpoint:
         recognition: Recognition,
         stored_responses: StoredResponses,
         body_limits: BodyLimits,
+        write_timeout_s: float,
     ) -> None:
         self._turns = turns
         self._cluster = cluster
@@ -42,18 +43,24 @@ class TurnEndpoint:
         self._recognition = recognition
         self._stored_responses = stored_responses
         self._body_limits = body_limits
+        self._write_timeout_s = write_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         request_id = request_id_of(scope, headers)
-        reply = Reply(send, api=API_OF[scope["path"]], request_id=request_id)
+        reply = Reply(
+            send,
+            api=API_OF[scope["path"]],
+            request_id=request_id,
+            write_timeout_s=self._write_timeout_s,
+        )
         try:
             tenant = self._tenants.caller(authorization_of(headers)).turn_tenant()
             with self._limits.turn(tenant):
                 body = await read_body(receive, self._body_limits)
                 request = parse_request(scope["path"], body, request_id)
                 await while_connected(self._serve(request, headers, tenant, reply), receive)
-        except ClientGone:
+        except (ClientGone, ClientStalled):
             return
         except TurnError as error:
             await reply.fail(error, {})

@@ -83,6 +83,7 @@ class NamedEventReader(AnswerReader):
         super().__init__()
         self.has_output = False
         self.error: str | None = None
+        self.error_status: int | None = None
         self._is_quiet = _QUIET[api]
         self._gatherer = gatherer
         self._on_response_id = on_response_id

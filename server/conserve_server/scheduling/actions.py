@@ -1,9 +1,13 @@
-"""What the scheduler tells its driver to do. Each names the turn that it is for."""
+"""What the scheduler tells its driver to do. Each names the turn that it is for.
+
+`rebind` says why the placement binds the conversation once more, None where it does not.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from conserve_sdk.protocol import RebindCause
 from conserve_server.core.turn import Placement
 
 
@@ -13,6 +17,7 @@ class StartPrefill:
 
     turn_id: int
     placement: Placement
+    rebind: RebindCause | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +26,7 @@ class StartDecode:
 
     turn_id: int
     placement: Placement
+    rebind: RebindCause | None = None
 
 
 Action = StartPrefill | StartDecode

@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from conserve_sdk.protocol import RebindCause
 from conserve_server.core.turn import Placement, Turn
 
 
@@ -25,14 +26,6 @@ class State(StrEnum):
     EXPIRED = "expired"
 
 
-class RebindCause(StrEnum):
-    """Why a conversation was bound once more."""
-
-    ENGINE_LOST = "engine-lost"
-    PLACEMENT_FAILED = "placement-failed"
-    MOVED = "moved"
-
-
 @dataclass(slots=True, eq=False)
 class TurnState:
     """One turn between its arrival and its end. Times are the driver's monotonic seconds.
@@ -41,7 +34,10 @@ class TurnState:
     `prompt_tokens` is an estimate until an engine has counted. `started_s` is when its first
     leg was sent, `sent_s` the running one. `expected_hit_tokens`: context that the engine of the running
     leg had when it was sent. `is_stranded`: the decoder that it was placed on is gone.
-    `later_tokens` are output tokens after the first, as far as they were reported.
+    `later_tokens` are output tokens after the first, as far as they were reported. `failed_on` are the
+    engines that failed a decode leg of it, or may have; `transfer_failures` counts the legs that were
+    answered with an error where KV was to be pulled. `rebind` is why its placement binds the conversation
+    once more, None where it does not.
     """
 
     turn: Turn
@@ -59,6 +55,9 @@ class TurnState:
     has_answered: bool = False
     last_token_s: float | None = None
     later_tokens: int = 0
+    failed_on: set[str] = field(default_factory=set)
+    transfer_failures: int = 0
+    rebind: RebindCause | None = None
 
     @property
     def id(self) -> int:

@@ -21,6 +21,7 @@ class EnginePools:
         self._estimates = estimates
         self._profiles: dict[str, EngineProfile] = {}
         self._draining: set[str] = set()
+        self._doubted: set[str] = set()
         self._up: dict[str, EngineState] = {}
         self.ledgers: dict[str, DecoderLedger] = {}
         """Reservations of each engine that is up and may hold conversations."""
@@ -61,6 +62,9 @@ class EnginePools:
     def up(self, name: str, capacity_tokens: int | None) -> None:
         """The engine serves from now on; one that is up already gets its capacity corrected."""
         profile = self._known(name)
+        if name in self._doubted:
+            self._doubted.discard(name)
+            self._views.mark(name)
         if name not in self._up:
             changed = self._views.marker(name)
             if profile.takes_conversations:
@@ -73,10 +77,17 @@ class EnginePools:
 
     def down(self, name: str) -> tuple[str, ...]:
         """Forget what the engine held; the conversations that held KV on it."""
+        self._doubted.discard(name)
         if self._up.pop(name, None) is not None:
             self._views.set_engines(each for each in self._profiles if each in self._up)
         ledger = self.ledgers.pop(name, None)
         return ledger.conversations if ledger else ()
+
+    def doubt(self, name: str) -> None:
+        """The engine could not be reached just now: it takes nothing new until it is reported up again."""
+        if name in self._up:
+            self._doubted.add(name)
+            self._views.mark(name)
 
     def find(self, name: str | None) -> EngineState | None:
         """The state of that engine while it is up."""
@@ -99,7 +110,8 @@ class EnginePools:
     def _view(self, name: str, now_s: float) -> tuple[EngineView, float]:
         """The engine's view, and when time alone will change it."""
         state = self._up[name]
-        return state.view(now_s, is_draining=name in self._draining), state.view_changes_s
+        takes_new = name not in self._draining and name not in self._doubted
+        return state.view(now_s, takes_new=takes_new), state.view_changes_s
 
     def _known(self, name: str) -> EngineProfile:
         if name not in self._profiles:

@@ -124,12 +124,12 @@ class EngineState:
         """When time alone changes the view, as observations leave their windows."""
         return min(self._ttft.changes_s, self._itl.changes_s)
 
-    def view(self, now_s: float, *, is_draining: bool) -> EngineView:
+    def view(self, now_s: float, *, takes_new: bool) -> EngineView:
         profile, ledger = self.profile, self.ledger
         return EngineView(
             name=profile.name,
-            takes_prefills=profile.takes_prefills and not is_draining,
-            takes_conversations=profile.takes_conversations and not is_draining,
+            takes_prefills=profile.takes_prefills and takes_new,
+            takes_conversations=profile.takes_conversations and takes_new,
             kv_capacity_tokens=ledger.capacity_tokens if ledger else None,
             budget_tokens=ledger.budget_tokens if ledger else 0,
             reserved_tokens=ledger.reserved_tokens if ledger else 0,

@@ -5,6 +5,9 @@ What a policy may observe comes from here; which leg follows which is the schedu
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Final
+
 from conserve_server.core.policy_config import EstimatesConfig
 from conserve_server.core.turn import Placement
 from conserve_server.scheduling.actions import Action, StartDecode, StartPrefill
@@ -12,6 +15,9 @@ from conserve_server.scheduling.conversation import TurnState
 from conserve_server.scheduling.engine_pools import EnginePools
 from conserve_server.scheduling.observations import RunningMean, Window
 from conserve_server.scheduling.policy import ClusterView, LazyClusterView, TurnView
+
+MAX_TRANSFERS: Final = 2
+"""Pulls of one turn that may fail before its prompt is prefilled where it is decoded."""
 
 
 class Legs:
@@ -33,7 +39,7 @@ class Legs:
         if engine is not None:
             engine.queue(state.id, uncached_tokens)
         if placement.prefiller is not None:
-            return StartPrefill(state.id, placement)
+            return StartPrefill(state.id, placement, state.rebind)
         return self._decode(state, placement)
 
     def start_decode(self, state: TurnState, now_s: float) -> Action:
@@ -53,7 +59,7 @@ class Legs:
         decoder = self._pools.find(placement.decoder)
         if decoder is not None:
             decoder.run(state.id, state.conversation.id)
-        return StartDecode(state.id, placement)
+        return StartDecode(state.id, placement, state.rebind)
 
     # -- on the way ----------------------------------------------------------------------------
 
@@ -62,17 +68,21 @@ class Legs:
 
     def prefilled(
         self, state: TurnState, prompt_tokens: int, cached_tokens: int | None, now_s: float
-    ) -> None:
-        """The prefill leg is over, and the engine has counted."""
+    ) -> bool:
+        """The prefill leg is over, and the engine has counted. False if that engine is gone, or another, now.
+
+        Its KV is gone with it: a decoder can crash on a pull from an engine that was restarted (vllm#49238).
+        """
         name = placement_of(state).prefiller
         engine = self._pools.find(name)
-        hit_tokens = state.expected_hit_tokens if cached_tokens is None else cached_tokens
-        if engine is not None and engine.unqueue(state.id) is not None:
-            engine.prefilled(prompt_tokens - hit_tokens, state.sent_s, now_s)
         state.prompt_tokens = prompt_tokens
-        if name is not None:
-            state.conversation.context_tokens[name] = prompt_tokens
-            state.conversation.last_prefiller = name
+        if name is None or engine is None or engine.unqueue(state.id) is None:
+            return False
+        hit_tokens = state.expected_hit_tokens if cached_tokens is None else cached_tokens
+        engine.prefilled(prompt_tokens - hit_tokens, state.sent_s, now_s)
+        state.conversation.context_tokens[name] = prompt_tokens
+        state.conversation.last_prefiller = name
+        return True
 
     def first_token(self, state: TurnState, now_s: float | None) -> None:
         """The decoder has answered; None: at a time that was not observed."""
@@ -136,6 +146,35 @@ class Legs:
             now_s=now_s,
             mean_output_tokens=self._outputs.value,
             first_turn_tokens_per_s=self._first_turns.rate_per_s(now_s),
+        )
+
+    def cluster_for(self, state: TurnState, now_s: float) -> ClusterView:
+        """The cluster without the engines that failed the turn, where others are left to do their work.
+
+        A transfer that failed may be either side's fault. After a second one the turn is prefilled locally.
+        """
+        view = self.cluster_view(now_s)
+        if not state.failed_on:
+            return view
+        failed = state.failed_on
+        spares_decoders = any(d.name not in failed for d in view.decoders)
+        spares_prefillers = any(p.name not in failed for p in view.prefillers)
+        is_local = state.transfer_failures >= MAX_TRANSFERS
+        engines = tuple(
+            replace(
+                e,
+                takes_conversations=e.takes_conversations and not (spares_decoders and e.name in failed),
+                takes_prefills=e.takes_prefills
+                and not is_local
+                and not (spares_prefillers and e.name in failed),
+            )
+            for e in view.engines
+        )
+        return ClusterView(
+            engines=engines,
+            now_s=now_s,
+            mean_output_tokens=view.mean_output_tokens,
+            first_turn_tokens_per_s=view.first_turn_tokens_per_s,
         )
 
     def turn_view(self, state: TurnState) -> TurnView:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections import Counter, deque
 
+from conserve_sdk.protocol import RebindCause
 from conserve_server.core.turn import Placement
 from conserve_server.scheduling.actions import Action
 from conserve_server.scheduling.admission_queue import AdmissionQueue
-from conserve_server.scheduling.conversation import Conversation, RebindCause, State, TurnState
+from conserve_server.scheduling.conversation import Conversation, State, TurnState
 from conserve_server.scheduling.engine_pools import EnginePools
 from conserve_server.scheduling.legs import Legs, placement_of
 from conserve_server.scheduling.policy import Policy
@@ -53,19 +54,31 @@ class Placing:
         """Place waiting turns in order, until one finds no room."""
         actions: list[Action] = []
         while (state := self.waiting.head) is not None:
-            placement = self._policy.place(self._legs.turn_view(state), self._legs.cluster_view(self.now_s))
+            placement = self._place(state)
             if placement is None:
                 break
             self.waiting.remove(state.id)
             actions += self._lead(state, placement)
         return actions
 
+    def _place(self, state: TurnState) -> Placement | None:
+        """What the policy says; an engine that failed the turn is asked again only if no other has room."""
+        turn = self._legs.turn_view(state)
+        placement = self._policy.place(turn, self._legs.cluster_for(state, self.now_s))
+        if placement is None and state.failed_on:
+            return self._policy.place(turn, self._legs.cluster_view(self.now_s))
+        return placement
+
     def _lead(self, state: TurnState, placement: Placement) -> list[Action]:
         """Reserve room on the decoder before anything is sent, so that no KV waits locked on a prefiller."""
         ledger = self._pools.ledgers[placement.decoder]
         need = placement.reserve_tokens or state.prompt_tokens
-        ledger.settle(state.conversation.id, min(need, ledger.budget_tokens))
-        state.conversation.state = State.PREFILLING
+        conversation = state.conversation
+        ledger.settle(conversation.id, min(need, ledger.budget_tokens))
+        conversation.state = State.PREFILLING
+        state.rebind = None
+        if conversation.bindings:
+            state.rebind = conversation.rebind_cause or RebindCause.PLACEMENT_FAILED
         return self.start(state, placement)
 
     def start(self, state: TurnState, placement: Placement) -> list[Action]:
@@ -85,6 +98,7 @@ class Placing:
             return self._move(state, placement)
         conversation.state = State.ACTIVE
         conversation.running[state.id] = state
+        state.rebind = None
         self._pools.ledgers[placement.decoder].grow(conversation.id, state.prompt_tokens)
         return self.start(state, placement)
 
@@ -109,8 +123,9 @@ class Placing:
         conversation.state = State.ACTIVE
         conversation.leader = conversation.hit_share = None
         conversation.running[state.id] = state
-        if conversation.bindings:
-            self.rebinds[conversation.rebind_cause or RebindCause.PLACEMENT_FAILED] += 1
+        if state.rebind is not None:
+            self.rebinds[state.rebind] += 1
+        conversation.rebind_cause = None
         conversation.bindings += 1
         followers, conversation.followers = conversation.followers, deque()
         return [action for follower in followers for action in self.dispatch(follower)]
@@ -125,7 +140,8 @@ class Placing:
         return conversation.leader is state or conversation.decoder == decoder
 
     def place_again(self, state: TurnState) -> list[Action]:
-        """The planned decoder was lost during the prefill: the turn returns to its place in the queue."""
+        """The turn's decoder was lost before it answered: it returns to its place in the queue, or its
+        conversation has a decoder again."""
         conversation = state.conversation
         self._legs.over(state)
         state.placement = None
@@ -145,12 +161,18 @@ class Placing:
         if conversation.followers:
             self._enqueue(conversation.followers.popleft())
 
-    def lose_decoder(self, conversation: Conversation, engine: str) -> None:
-        """The engine that held the conversation's KV, or was about to, is gone."""
-        conversation.rebind_cause = RebindCause.ENGINE_LOST
+    def lose_decoder(self, conversation: Conversation, engine: str, cause: RebindCause) -> None:
+        """The engine that held the conversation's KV, or was about to, is no longer its decoder."""
+        conversation.rebind_cause = cause
         for state in (conversation.leader, *conversation.running.values()):
             if state is not None and state.placement is not None and state.placement.decoder == engine:
                 state.is_stranded = True
         if conversation.decoder == engine:
             conversation.decoder = conversation.kv_tokens = None
             conversation.state = State.REBINDING
+
+    def leave_decoder(self, conversation: Conversation, engine: str, cause: RebindCause) -> None:
+        """The conversation leaves an engine that may still be up: what is reserved there is free again."""
+        self.lose_decoder(conversation, engine, cause)
+        conversation.context_tokens.pop(engine, None)
+        self._pools.release(conversation.id)

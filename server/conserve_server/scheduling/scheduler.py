@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
-from conserve_sdk.protocol import Path
+from conserve_sdk.protocol import Path, RebindCause
 from conserve_server.core.policy_config import EstimatesConfig
 from conserve_server.core.turn import Turn
 from conserve_server.scheduling.actions import Action
 from conserve_server.scheduling.choices import shortest_queue
-from conserve_server.scheduling.conversation import Conversation, RebindCause, State, TurnState
+from conserve_server.scheduling.conversation import Conversation, State, TurnState
 from conserve_server.scheduling.conversations import Conversations
 from conserve_server.scheduling.engine_pools import EnginePools
 from conserve_server.scheduling.engine_state import EngineProfile
@@ -102,10 +102,14 @@ class Scheduler:
     def on_prefilled(
         self, turn_id: int, prompt_tokens: int, now_s: float, cached_tokens: int | None = None
     ) -> list[Action]:
-        """The prefill leg counted `prompt_tokens` and holds their KV: confirm the decoder."""
+        """The prefill leg counted `prompt_tokens` and holds their KV: confirm the decoder.
+
+        If its engine went down or was restarted meanwhile, the KV is gone: that is a leg that broke.
+        """
         self._placing.now_s = now_s
         state = self._turns[turn_id]
-        self._legs.prefilled(state, prompt_tokens, cached_tokens, now_s)
+        if not self._legs.prefilled(state, prompt_tokens, cached_tokens, now_s):
+            return self.on_prefill_failed(turn_id)
         if not self._placing.has_its_decoder(state):
             return self._placing.place_again(state)
         placement = placement_of(state)
@@ -114,10 +118,15 @@ class Scheduler:
         (ledger.settle if is_exact else ledger.grow)(state.conversation.id, prompt_tokens)
         return [self._legs.start_decode(state, now_s), *self._placing.admit()]
 
-    def on_prefill_failed(self, turn_id: int) -> list[Action]:
-        """The prefill leg broke: a first turn tries one other prefiller, then the decoder itself prefills."""
+    def on_prefill_failed(self, turn_id: int, *, is_lost: bool = False) -> list[Action]:
+        """The prefill leg broke: a first turn tries one other prefiller, then the decoder itself prefills.
+
+        `is_lost` as in `on_decode_failed`.
+        """
         state = self._turns[turn_id]
         failed = placement_of(state)
+        if is_lost and failed.prefiller is not None:
+            self.pools.doubt(failed.prefiller)
         self._legs.over(state)
         if not self._placing.has_its_decoder(state):
             return self._placing.place_again(state)
@@ -145,6 +154,33 @@ class Scheduler:
         if state.conversation.leader is not state or not self._placing.has_its_decoder(state):
             return []  # a later turn, or a decoder that was lost while it answered
         return self._placing.bind(state)
+
+    def on_decode_failed(self, turn_id: int, now_s: float, *, is_lost: bool) -> list[Action]:
+        """The decode leg broke. Before its first token the turn is placed again, elsewhere if that can be.
+
+        After it the turn is the driver's to end, and the conversation's next one is placed anew.
+        `is_lost`: the engine could not be reached, broke off or fell silent. Its KV can't be counted on, and
+        it takes nothing new until it is reported up. Other conversations stay bound to it: one broken
+        connection is no proof. Else it answered, with an error of its own: it keeps the conversation, and a
+        turn that is bound to it is sent there once more first.
+        """
+        self._placing.now_s = now_s
+        state = self._turns[turn_id]
+        decoder, conversation = placement_of(state).decoder, state.conversation
+        self._legs.over(state)
+        is_first_failure = decoder not in state.failed_on
+        self._blame(state, is_lost=is_lost)
+        is_bound = conversation.decoder is not None
+        if not self._placing.has_its_decoder(state):
+            return [] if state.has_answered else self._placing.place_again(state)
+        if is_bound and not is_lost and state.has_answered:
+            return []
+        if is_bound and not is_lost and is_first_failure:
+            return self._placing.start(state, replace(placement_of(state), path=Path.PINNED, prefiller=None))
+        cause = RebindCause.ENGINE_LOST if is_lost else RebindCause.ENGINE_FAILED
+        self._placing.leave_decoder(conversation, decoder, cause)
+        again = [] if state.has_answered else self._placing.place_again(state)
+        return [*again, *self._placing.admit()]
 
     def on_tokens(self, turn_id: int, count: int, now_s: float) -> list[Action]:
         """`count` more output tokens came after the first one. Report as often as is convenient."""
@@ -248,6 +284,15 @@ class Scheduler:
         self.pools.set_draining(name, is_draining)
         return self._placing.admit()
 
+    def on_engine_vacated(self, name: str) -> list[Action]:
+        """A draining engine has waited long enough: what is bound to it is placed anew at its next turn."""
+        ledger = self.pools.ledgers.get(name)
+        for conversation_id in ledger.conversations if ledger is not None else ():
+            holder = self._conversations.find(conversation_id)
+            if holder is not None:
+                self._placing.leave_decoder(holder, name, RebindCause.ENGINE_DRAINED)
+        return self._placing.admit()
+
     def on_engine_removed(self, name: str) -> list[Action]:
         """The engine is forgotten; what it still held is placed anew."""
         self._unbind(name, self.pools.remove(name))
@@ -255,13 +300,23 @@ class Scheduler:
 
     # -- steps ---------------------------------------------------------------------------------
 
+    def _blame(self, state: TurnState, *, is_lost: bool) -> None:
+        """Note which engines failed the turn. Where KV was to be pulled an error may be either side's."""
+        placement = placement_of(state)
+        state.failed_on.add(placement.decoder)
+        if is_lost:
+            self.pools.doubt(placement.decoder)
+        elif placement.prefiller is not None:
+            state.failed_on.add(placement.prefiller)
+            state.transfer_failures += 1
+
     def _unbind(self, engine: str, holders: Collection[str]) -> None:
         for conversation in self._conversations.live:
             conversation.context_tokens.pop(engine, None)
         for conversation_id in holders:
             holder = self._conversations.find(conversation_id)
             if holder is not None:
-                self._placing.lose_decoder(holder, engine)
+                self._placing.lose_decoder(holder, engine, RebindCause.ENGINE_LOST)
 
     def _settle(self, state: TurnState, kv_tokens: int | None) -> None:
         """Reserve what the conversation is known to hold; what other turns of it still add stays debited."""

@@ -48,8 +48,9 @@ class GatewayMetrics:
         self._transfers = Counter(
             "conserve_kv_transfers", "KV transfers, prefiller to decoder.", registry=registry
         )
-        self._rebinds = Counter("conserve_rebinds", "Bindings that replaced a lost one.", registry=registry)
-        self._rebinds_seen = 0
+        self._rebinds = Counter(
+            "conserve_rebinds", "Bindings of a conversation after its first.", ("cause",), registry=registry
+        )
         self._waiting = Gauge("conserve_waiting_turns", "Turns that wait for room.", registry=registry)
         self._conversations = Gauge(
             "conserve_conversations", "Live conversations.", ("state",), registry=registry
@@ -119,15 +120,22 @@ class GatewayMetrics:
     def set_engine(self, engine: str, role: str, *, is_up: bool) -> None:
         self._up.labels(engine, role).set(is_up)
 
+    def forget_engine(self, engine: str, role: str) -> None:
+        """The engine has left: its gauges go with it."""
+        self._up.remove(engine, role)
+        for gauge in (self._reserved, self._budget, self._overcommitted, self._kv_plugin):
+            gauge.remove(engine)
+
     def set_decoder(self, engine: str, *, reserved: int, budget: int, overcommitted: int) -> None:
         self._reserved.labels(engine).set(reserved)
         self._budget.labels(engine).set(budget)
         self._overcommitted.labels(engine).set(overcommitted)
 
-    def set_queues(self, *, waiting: int, rebinds: int, by_state: dict[str, int]) -> None:
+    def rebound(self, cause: str) -> None:
+        self._rebinds.labels(cause).inc()
+
+    def set_queues(self, *, waiting: int, by_state: dict[str, int]) -> None:
         self._waiting.set(waiting)
-        self._rebinds.inc(rebinds - self._rebinds_seen)
-        self._rebinds_seen = rebinds
         self._conversations.clear()
         for state, number in by_state.items():
             self._conversations.labels(state).set(number)

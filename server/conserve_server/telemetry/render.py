@@ -152,6 +152,7 @@ def _facts_table(turns: Sequence[TurnRow], width: int) -> Table:
 def _facts(turn: TurnRow) -> tuple[str, ...]:
     engines = " → ".join(_clean(name) for name in (turn.prefiller, turn.decoder) if name)
     error = f" ({_clean(turn.error)})" if turn.error else ""
+    rebound = f", rebound: {_clean(turn.rebind)}" if turn.rebind else ""
     return (
         turn.path or "-",
         engines or "-",
@@ -159,7 +160,7 @@ def _facts(turn: TurnRow) -> tuple[str, ...]:
         _count(turn.cached_tokens),
         _count(turn.output_tokens),
         _duration(turn.ttft_s),
-        turn.outcome + error,
+        turn.outcome + error + rebound,
     )
 
 

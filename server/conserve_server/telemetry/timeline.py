@@ -70,6 +70,7 @@ class TurnRow:
     output_tokens: int | None = None
     ttft_s: float | None = None
     error: str | None = None
+    rebind: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +212,7 @@ def _turn(span: Span, children: Sequence[Span], zero_ns: int) -> TurnRow:
         output_tokens=_either(span, names.TURN_OUTPUT_TOKENS, names.OUTPUT_TOKENS),
         ttft_s=span.seconds(names.TURN_TTFT_S),
         error=span.text(names.ERROR_TYPE),
+        rebind=span.text(names.REBIND_CAUSE),
     )
 
 

@@ -44,6 +44,12 @@ class FaultActor:
         if fault is not None and fault.kind == "malformed_kv_params":
             sequence.transfer_params = {"do_remote_prefill": True, "do_remote_decode": False}
 
+    def after(self, fault: Fault | None) -> None:
+        """The fault's effect where it comes after the answer. Raises ConnectionDropped."""
+        if fault is not None and fault.kind == "die_after_answer":
+            self.die()
+            raise ConnectionDropped
+
     async def _act(self, fault: Fault) -> None:
         match fault.kind:
             case "status":
@@ -55,5 +61,5 @@ class FaultActor:
             case "die":
                 self.die()
                 raise ConnectionDropped
-            case "slow" | "malformed_kv_params":
+            case "slow" | "malformed_kv_params" | "die_after_answer":
                 return

@@ -11,7 +11,7 @@ from pydantic import ConfigDict
 from conserve_server.core.errors import ConfigError
 from conserve_server.engines.engine import Role
 
-FaultKind = Literal["status", "reset", "hang", "die", "slow", "malformed_kv_params"]
+FaultKind = Literal["status", "reset", "hang", "die", "slow", "malformed_kv_params", "die_after_answer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,8 @@ class Fault:
     for `delay_s`, `die` ends the engine: each once `after_tokens` output tokens are out (0:
     before anything is sent). `slow` waits `delay_s` before every output token.
     `malformed_kv_params` takes the addresses out of a prefill leg's transfer parameters.
+    `die_after_answer` ends the engine once an answer that is not streamed has been sent: what was
+    prefilled is gone before it was pulled.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")

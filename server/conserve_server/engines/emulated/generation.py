@@ -89,6 +89,7 @@ class Generation:
             else:
                 response = await self._whole(job, sequence, fault)
                 await response(request.scope, request.receive, send)
+                self._actor.after(fault)
 
     def _plan(self, job: Job) -> Answer:
         try:
