@@ -148,6 +148,52 @@ class ToolEvent:
     outcome: Outcome | None = None
 
 
+class EnergySource(StrEnum):
+    """How joules are known."""
+
+    MEASURED = "measured"
+    """Read from a device's own meter."""
+    MODELLED = "modelled"
+    """Watts by what the device did, from a table: no device was read."""
+    REPLAYED = "replayed"
+    """Read back from a record."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnergyReport:
+    """Joules of a turn or a conversation. What is not known is None, and `reason` says why.
+
+    `idle_j` is the idle devices' energy for holding the KV while a turn ran, `gap_j` the same
+    between turns (a conversation's only). `pending`: more may still come, devices are read in
+    intervals. `context_tokens_per_j` counts the whole context again on every turn, as
+    ConServe's paper does; it is not comparable to `output_tokens_per_j`. `carbon_g` (CO2) and
+    `cost` (in `currency`) only where the gateway knows the factors.
+    """
+
+    source: EnergySource | None = None
+    reason: str | None = None
+    pending: bool = False
+    total_j: float | None = None
+    prefill_j: float | None = None
+    transfer_j: float | None = None
+    decode_j: float | None = None
+    idle_j: float | None = None
+    gap_j: float | None = None
+    j_per_output_token: float | None = None
+    output_tokens_per_j: float | None = None
+    context_tokens_per_j: float | None = None
+    carbon_g: float | None = None
+    cost: float | None = None
+    currency: str | None = None
+
+    def __str__(self) -> str:
+        """The total and how it is known, or why it is not."""
+        if self.total_j is None or self.source is None:
+            return self.reason or "not measured"
+        more = ", more to come" if self.pending else ""
+        return f"{self.total_j:.3g} J ({self.source}{more})"
+
+
 @dataclass(frozen=True, slots=True)
 class TurnReport:
     """One turn as the gateway observed it.

@@ -1,0 +1,171 @@
+"""What was charged: to a turn, to its conversation, and in sum to tenants, models and engines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from conserve_sdk.protocol import EnergyReport, EnergySource
+from conserve_server.energy.attribution import NOTHING, Joules
+
+JOULES_PER_KWH: Final = 3.6e6
+PENDING: Final = "not known yet: the meter's interval has not ended"
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """What a kilowatt-hour stands for, where that is known."""
+
+    carbon_g_per_kwh: float | None = None
+    price_per_kwh: float | None = None
+    currency: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """KV tokens that a conversation holds on an engine, and who pays for them now."""
+
+    kv_tokens: int
+    payer: TurnAccount | ConversationAccount
+
+
+@dataclass(slots=True, eq=False)
+class ConversationAccount:
+    """One conversation's joules. `energy` is that of its turns, `gap_j` for its KV between them.
+
+    `unmetered` and `missed_s` as in its turns; figures of a conversation that missed some time
+    are of the rest.
+    """
+
+    tenant: str
+    model: str
+    energy: Joules = NOTHING
+    gap_j: float = 0.0
+    sources: set[EnergySource] = field(default_factory=set)
+    unsettled_turns: int = 0
+    unmetered: dict[str, str] = field(default_factory=dict)
+    missed_s: float = 0.0
+    holdings: dict[str, Holding] = field(default_factory=dict)
+    """What it holds, by engine."""
+    output_tokens: int = 0
+    context_tokens: int = 0
+
+    def charge(self, joules: Joules, source: EnergySource) -> None:
+        """For holding KV while none of its turns ran."""
+        self.gap_j += joules.total_j
+        self.sources.add(source)
+
+    def report(self, factors: Factors) -> EnergyReport:
+        """All that was charged so far."""
+        total_j = self.energy.total_j + self.gap_j
+        is_pending = self.unsettled_turns > 0 or bool(self.holdings)
+        if self.unmetered or not self.sources:
+            return EnergyReport(reason=_why_not(self.unmetered, self.missed_s), pending=is_pending)
+        return _report(
+            self.sources,
+            self.energy,
+            factors,
+            total_j=total_j,
+            gap_j=self.gap_j,
+            output_tokens=self.output_tokens,
+            context_tokens=self.context_tokens,
+            is_pending=is_pending,
+            reason=_missing(self.missed_s) if self.missed_s else None,
+        )
+
+
+@dataclass(slots=True, eq=False)
+class TurnAccount:
+    """One turn's joules, final once `is_settled`: every device it ran on was read after its end.
+
+    `unmetered`: engines that it ran on and that have no meter, with the reason. `missed_s`:
+    time of its devices' intervals that had to be dropped.
+    """
+
+    conversation: ConversationAccount
+    energy: Joules = NOTHING
+    sources: set[EnergySource] = field(default_factory=set)
+    unmetered: dict[str, str] = field(default_factory=dict)
+    missed_s: float = 0.0
+    ended_s: float | None = None
+    domains: set[str] = field(default_factory=set)
+    waits_for: int = 0
+    """Domains that it ran on and that were not read to its end yet."""
+    output_tokens: int = 0
+    context_tokens: int = 0
+
+    @property
+    def is_settled(self) -> bool:
+        return self.ended_s is not None and self.waits_for == 0
+
+    def charge(self, joules: Joules, source: EnergySource) -> None:
+        self.energy += joules
+        self.sources.add(source)
+        self.conversation.energy += joules
+        self.conversation.sources.add(source)
+
+    def report(self, factors: Factors) -> EnergyReport:
+        """The turn's joules once they are final; before, only that they are pending."""
+        if self.unmetered or not self.is_settled or self.missed_s:
+            return EnergyReport(reason=_why_not(self.unmetered, self.missed_s), pending=not self.is_settled)
+        if not self.sources:
+            return EnergyReport(reason="not measured: it ran on no engine")
+        return _report(
+            self.sources,
+            self.energy,
+            factors,
+            total_j=self.energy.total_j,
+            gap_j=None,
+            output_tokens=self.output_tokens,
+            context_tokens=self.context_tokens,
+            is_pending=False,
+        )
+
+
+def weakest(sources: set[EnergySource]) -> EnergySource:
+    """A sum is no better known than its least known part."""
+    order = (EnergySource.MODELLED, EnergySource.REPLAYED, EnergySource.MEASURED)
+    return next(source for source in order if source in sources)
+
+
+def _why_not(unmetered: dict[str, str], missed_s: float) -> str:
+    if unmetered:
+        return "not measured: " + "; ".join(dict.fromkeys(unmetered.values()))
+    return f"not measured: {_missing(missed_s)}" if missed_s else PENDING
+
+
+def _missing(missed_s: float) -> str:
+    return f"{missed_s:.3g} s of its time are missing: a meter was reset or could not be read"
+
+
+def _report(
+    sources: set[EnergySource],
+    energy: Joules,
+    factors: Factors,
+    *,
+    total_j: float,
+    gap_j: float | None,
+    output_tokens: int,
+    context_tokens: int,
+    is_pending: bool,
+    reason: str | None = None,
+) -> EnergyReport:
+    kwh = total_j / JOULES_PER_KWH
+    carbon, price = factors.carbon_g_per_kwh, factors.price_per_kwh
+    return EnergyReport(
+        source=weakest(sources),
+        reason=reason,
+        pending=is_pending,
+        total_j=total_j,
+        prefill_j=energy.prefill_j,
+        transfer_j=energy.transfer_j,
+        decode_j=energy.decode_j,
+        idle_j=energy.idle_j,
+        gap_j=gap_j,
+        j_per_output_token=total_j / output_tokens if output_tokens else None,
+        output_tokens_per_j=output_tokens / total_j if total_j and output_tokens else None,
+        context_tokens_per_j=context_tokens / total_j if total_j and context_tokens else None,
+        carbon_g=None if carbon is None else kwh * carbon,
+        cost=None if price is None else kwh * price,
+        currency=None if price is None else factors.currency,
+    )
