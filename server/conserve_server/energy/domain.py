@@ -93,6 +93,11 @@ class Domain:
 
     # -- intervals -----------------------------------------------------------------------------
 
+    def begin(self, now_s: float) -> None:
+        """The first interval begins now; nothing before it was read."""
+        self.holders.close(now_s)
+        self.since_s = now_s
+
     def close(self, reading: Reading, now_s: float) -> None:
         """The interval since the last one has ended."""
         held, held_s = self.holders.close(now_s)

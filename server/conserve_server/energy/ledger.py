@@ -142,6 +142,10 @@ class EnergyLedger:
 
     # -- the meter -----------------------------------------------------------------------------
 
+    def begin(self, name: str, now_s: float) -> None:
+        """The domain's first reading was taken: its first interval begins."""
+        self.domains[name].begin(now_s)
+
     def close(self, name: str, reading: Reading, now_s: float) -> None:
         """An interval of the domain has ended."""
         self.domains[name].close(reading, now_s)
