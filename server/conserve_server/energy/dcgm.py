@@ -102,7 +102,7 @@ def gpus_on(page: str) -> list[_Seen]:
     limits = {s.labels.get("gpu"): s.value for s in samples if s.name in LIMITS}
     found: dict[str, _Seen] = {}
     for sample in samples:
-        if sample.name != ENERGY:
+        if sample.name.removesuffix("_total") != ENERGY:  # the parser names counters so
             continue
         index = sample.labels["gpu"]
         found[index] = _Seen(
