@@ -30,6 +30,10 @@ RECEIPT_PREFILLER: Final = "x-conserve-prefiller"
 RECEIPT_DECODER: Final = "x-conserve-decoder"
 RECEIPT_CACHED_TOKENS: Final = "x-conserve-cached-tokens"
 """Only where the answer's usage is known before its first byte is sent (not streamed)."""
+RECEIPT_ENERGY_J: Final = "x-conserve-energy-j"
+"""Joules charged to the conversation so far, without this turn's; absent where none are known."""
+RECEIPT_ENERGY_SOURCE: Final = "x-conserve-energy-source"
+"""How they are known: `measured`, `modelled` or `replayed`."""
 RECEIPT_EMULATED: Final = "x-conserve-emulated"
 """`true` where an emulated engine answered; absent on real engines."""
 
@@ -194,6 +198,9 @@ class EnergyReport:
         return f"{self.total_j:.3g} J ({self.source}{more})"
 
 
+UNKNOWN_ENERGY: Final = EnergyReport(reason="not measured: no energy meter is configured")
+
+
 @dataclass(frozen=True, slots=True)
 class TurnReport:
     """One turn as the gateway observed it.
@@ -221,6 +228,7 @@ class TurnReport:
     duration_s: float | None = None
     error: str | None = None
     started_s: float | None = None
+    energy: EnergyReport = UNKNOWN_ENERGY
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +266,7 @@ class ConversationReport:
     reserved_kv_tokens: int = 0
     ttfet_s: float | None = None
     emulated: bool = False
-    energy: str = "not measured: no energy meter is configured"
+    energy: EnergyReport = UNKNOWN_ENERGY
     turns: tuple[TurnReport, ...] = ()
     tools: tuple[ToolReport, ...] = ()
 
@@ -270,6 +278,7 @@ class ConversationReport:
     def from_json(cls, document: dict[str, Any]) -> Self:
         """Read the gateway's document; fields that a newer gateway adds are left out."""
         known = _known(cls, document)
+        known["energy"] = _energy(document.get("energy"))
         known["turns"] = tuple(_turn(t) for t in document.get("turns", ()))
         known["tools"] = tuple(_tool(t) for t in document.get("tools", ()))
         for name in ("decoders", "children"):
@@ -406,8 +415,22 @@ def _turn(document: dict[str, Any]) -> TurnReport:
     known = _known(TurnReport, document)
     path = known.get("path")
     return TurnReport(
-        **{**known, "outcome": Outcome(known["outcome"]), "path": Path(path) if path is not None else None}
+        **{
+            **known,
+            "outcome": Outcome(known["outcome"]),
+            "path": Path(path) if path is not None else None,
+            "energy": _energy(known.get("energy")),
+        }
     )
+
+
+def _energy(document: object) -> EnergyReport:
+    """A gateway that knows no energy writes a sentence, or nothing."""
+    if not isinstance(document, dict):
+        return UNKNOWN_ENERGY
+    known = _known(EnergyReport, document)
+    source = known.get("source")
+    return EnergyReport(**{**known, "source": EnergySource(source) if source is not None else None})
 
 
 def _tool(document: dict[str, Any]) -> ToolReport:
@@ -436,11 +459,15 @@ def _summary(report: ConversationReport) -> list[str]:
     ]
 
 
+def _joules(energy: EnergyReport) -> str:
+    return "" if energy.total_j is None else f", {energy}"
+
+
 def _turn_line(turn: TurnReport) -> str:
     prompt = f"{_count(turn.prompt_tokens)} prompt tokens ({_count(turn.cached_tokens)} cached)"
     place = f"{turn.path or '-'} on {turn.decoder or '-'}"
     timing = f"TTFT {_seconds(turn.ttft_s)}"
     return (
         f"  turn {turn.index}: {place}, {timing}, {prompt}, "
-        f"{_count(turn.completion_tokens)} output tokens, {turn.outcome}"
+        f"{_count(turn.completion_tokens)} output tokens, {turn.outcome}{_joules(turn.energy)}"
     )

@@ -9,7 +9,11 @@ from conserve_sdk.protocol import EnergyReport, EnergySource
 from conserve_server.energy.attribution import NOTHING, Joules
 
 JOULES_PER_KWH: Final = 3.6e6
+NO_ENGINE: Final = "not measured: it ran on no engine"
 PENDING: Final = "not known yet: the meter's interval has not ended"
+# Shared by all accounts, of which there is one a turn.
+NO_SOURCES: Final[frozenset[EnergySource]] = frozenset()
+NO_DOMAINS: Final[frozenset[str]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,14 +23,6 @@ class Factors:
     carbon_g_per_kwh: float | None = None
     price_per_kwh: float | None = None
     currency: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """KV tokens that a conversation holds on an engine, and who pays for them now."""
-
-    kv_tokens: int
-    payer: TurnAccount | ConversationAccount
 
 
 @dataclass(slots=True, eq=False)
@@ -41,26 +37,39 @@ class ConversationAccount:
     model: str
     energy: Joules = NOTHING
     gap_j: float = 0.0
-    sources: set[EnergySource] = field(default_factory=set)
+    sources: frozenset[EnergySource] = NO_SOURCES
     unsettled_turns: int = 0
-    unmetered: dict[str, str] = field(default_factory=dict)
+    running: dict[TurnAccount, None] = field(default_factory=dict)
+    """Its turns that run, in the order in which they began."""
+    unmetered: tuple[str, ...] = ()
     missed_s: float = 0.0
-    holdings: dict[str, Holding] = field(default_factory=dict)
-    """What it holds, by engine."""
+    holdings: dict[str, int] = field(default_factory=dict)
+    """KV tokens that it holds, by engine."""
     output_tokens: int = 0
     context_tokens: int = 0
 
     def charge(self, joules: Joules, source: EnergySource) -> None:
         """For holding KV while none of its turns ran."""
         self.gap_j += joules.total_j
-        self.sources.add(source)
+        self.sources = self.sources | {source}
+
+    @property
+    def total_j(self) -> float:
+        return self.energy.total_j + self.gap_j
+
+    @property
+    def payer(self) -> TurnAccount | ConversationAccount:
+        """Who pays for its KV now: the latest turn that runs, else itself."""
+        return next(reversed(self.running), self)
 
     def report(self, factors: Factors) -> EnergyReport:
         """All that was charged so far."""
-        total_j = self.energy.total_j + self.gap_j
+        total_j = self.total_j
         is_pending = self.unsettled_turns > 0 or bool(self.holdings)
         if self.unmetered or not self.sources:
-            return EnergyReport(reason=_why_not(self.unmetered, self.missed_s), pending=is_pending)
+            is_known = not is_pending and not self.unmetered and not self.missed_s
+            reason = NO_ENGINE if is_known else _why_not(self.unmetered, self.missed_s)
+            return EnergyReport(reason=reason, pending=is_pending)
         return _report(
             self.sources,
             self.energy,
@@ -78,17 +87,17 @@ class ConversationAccount:
 class TurnAccount:
     """One turn's joules, final once `is_settled`: every device it ran on was read after its end.
 
-    `unmetered`: engines that it ran on and that have no meter, with the reason. `missed_s`:
-    time of its devices' intervals that had to be dropped.
+    `unmetered`: why some engine that it ran on has no meter, a reason each. `missed_s`: time of
+    its devices' intervals that had to be dropped.
     """
 
     conversation: ConversationAccount
     energy: Joules = NOTHING
-    sources: set[EnergySource] = field(default_factory=set)
-    unmetered: dict[str, str] = field(default_factory=dict)
+    sources: frozenset[EnergySource] = NO_SOURCES
+    unmetered: tuple[str, ...] = ()
     missed_s: float = 0.0
     ended_s: float | None = None
-    domains: set[str] = field(default_factory=set)
+    domains: frozenset[str] = NO_DOMAINS
     waits_for: int = 0
     """Domains that it ran on and that were not read to its end yet."""
     output_tokens: int = 0
@@ -100,16 +109,16 @@ class TurnAccount:
 
     def charge(self, joules: Joules, source: EnergySource) -> None:
         self.energy += joules
-        self.sources.add(source)
+        self.sources = self.sources | {source}
         self.conversation.energy += joules
-        self.conversation.sources.add(source)
+        self.conversation.sources = self.conversation.sources | {source}
 
     def report(self, factors: Factors) -> EnergyReport:
         """The turn's joules once they are final; before, only that they are pending."""
         if self.unmetered or not self.is_settled or self.missed_s:
             return EnergyReport(reason=_why_not(self.unmetered, self.missed_s), pending=not self.is_settled)
         if not self.sources:
-            return EnergyReport(reason="not measured: it ran on no engine")
+            return EnergyReport(reason=NO_ENGINE)
         return _report(
             self.sources,
             self.energy,
@@ -122,15 +131,15 @@ class TurnAccount:
         )
 
 
-def weakest(sources: set[EnergySource]) -> EnergySource:
+def weakest(sources: frozenset[EnergySource]) -> EnergySource:
     """A sum is no better known than its least known part."""
     order = (EnergySource.MODELLED, EnergySource.REPLAYED, EnergySource.MEASURED)
     return next(source for source in order if source in sources)
 
 
-def _why_not(unmetered: dict[str, str], missed_s: float) -> str:
+def _why_not(unmetered: tuple[str, ...], missed_s: float) -> str:
     if unmetered:
-        return "not measured: " + "; ".join(dict.fromkeys(unmetered.values()))
+        return "not measured: " + "; ".join(unmetered)
     return f"not measured: {_missing(missed_s)}" if missed_s else PENDING
 
 
@@ -139,7 +148,7 @@ def _missing(missed_s: float) -> str:
 
 
 def _report(
-    sources: set[EnergySource],
+    sources: frozenset[EnergySource],
     energy: Joules,
     factors: Factors,
     *,

@@ -79,7 +79,7 @@ class Domain:
 
     def leg_started(self, leg: Leg) -> None:
         self._open[leg] = None
-        leg.turn.domains.add(self.name)
+        leg.turn.domains = leg.turn.domains | {self.name}
 
     def leg_ended(self, leg: Leg) -> None:
         del self._open[leg]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from conserve_sdk.protocol import EnergySource
-from conserve_server.energy.accounts import ConversationAccount, Holding, TurnAccount
+from conserve_server.energy.accounts import ConversationAccount, TurnAccount
 from conserve_server.energy.attribution import Joules
 from conserve_server.energy.domain import Account, Domain, Reading
 from conserve_server.energy.legs import Counted, Leg
@@ -49,7 +49,8 @@ class EnergyLedger:
         """From now on the turn pays for the KV that its conversation holds."""
         turn = TurnAccount(conversation)
         conversation.unsettled_turns += 1
-        self._let_pay(conversation, turn, now_s)
+        conversation.running[turn] = None
+        self._let_pay(conversation, now_s)
         return turn
 
     def leg_started(
@@ -61,16 +62,19 @@ class EnergyLedger:
         expected_tokens: int,
         expected_context: int = 0,
         decodes: bool = True,
+        is_streamed: bool = True,
     ) -> Leg:
         """A leg was sent, and its KV is held on the engine from here on. End it with `leg_ended`."""
-        leg = Leg(turn, engine, now_s, expected_tokens, expected_context, decodes)
+        leg = Leg(turn, engine, now_s, expected_tokens, expected_context, decodes, is_streamed)
         domain = self._of_engine.get(engine)
         if domain is None:
-            turn.unmetered[engine] = turn.conversation.unmetered[engine] = self._why_unmetered(engine)
+            self._not_metered(turn, self._why_unmetered(engine))
             return leg
         domain.leg_started(leg)
-        self._hold(domain, turn.conversation, engine, expected_tokens + expected_context, turn, now_s)
+        self._hold(domain, turn.conversation, engine, expected_tokens + expected_context, now_s)
         self._activity(engine, 1, 0, now_s)
+        if not is_streamed:
+            self.first_token(leg, now_s)
         return leg
 
     def first_token(self, leg: Leg, now_s: float) -> None:
@@ -82,18 +86,29 @@ class EnergyLedger:
         domain.batches[leg.engine].put(leg, 1, leg, now_s)
         self._activity(leg.engine, -1, 1, now_s)
 
-    def leg_ended(self, leg: Leg, now_s: float, counted: Counted | None, transfer_s: float = 0.0) -> None:
+    def leg_ended(
+        self,
+        leg: Leg,
+        now_s: float,
+        counted: Counted | None,
+        *,
+        transfer_s: float = 0.0,
+        first_s: float | None = None,
+    ) -> None:
         """The leg is over, however it ended; `counted` is None where the engine did not say what it did.
 
-        `transfer_s`: how long its KV was on the way, at most until its first token.
+        `transfer_s`: how long its KV was on the way, at most until its first token. `first_s`:
+        when that came, if the leg was not streamed and the engine told.
         """
         domain = self._of_engine.get(leg.engine)
         if leg.ended_s is not None or domain is None:
             return
+        has_answered = leg.first_s is not None
         leg.ended_s, leg.counted, leg.transfer_s = now_s, counted, transfer_s
+        if not leg.is_streamed:
+            leg.first_s = first_s
         domain.batches[leg.engine].drop(leg, now_s)
         domain.leg_ended(leg)
-        has_answered = leg.first_s is not None
         self._activity(leg.engine, 0 if has_answered else -1, -1 if has_answered else 0, now_s)
 
     def turn_ended(
@@ -108,7 +123,8 @@ class EnergyLedger:
         turn.output_tokens, turn.context_tokens = output_tokens, context_tokens
         conversation.output_tokens += output_tokens
         conversation.context_tokens += context_tokens
-        self._let_pay(conversation, conversation, now_s)
+        conversation.running.pop(turn, None)
+        self._let_pay(conversation, now_s)
         for name in turn.domains:
             self.domains[name].turn_ended(turn)
         if turn.waits_for == 0:
@@ -117,11 +133,10 @@ class EnergyLedger:
     # -- who holds KV --------------------------------------------------------------------------
 
     def hold(self, conversation: ConversationAccount, engine: str, kv_tokens: int, now_s: float) -> None:
-        """The conversation holds so many tokens there from now on; who pays for it stays."""
+        """The conversation holds so many tokens there from now on."""
         domain = self._of_engine.get(engine)
         if domain is not None:
-            known = conversation.holdings.get(engine)
-            self._hold(domain, conversation, engine, kv_tokens, known.payer if known else conversation, now_s)
+            self._hold(domain, conversation, engine, kv_tokens, now_s)
 
     def release(self, conversation: ConversationAccount, engine: str, now_s: float) -> None:
         """It holds nothing there any more."""
@@ -169,21 +184,22 @@ class EnergyLedger:
         if self.on_settled is not None:
             self.on_settled(turn)
 
+    def _not_metered(self, turn: TurnAccount, reason: str) -> None:
+        for account in (turn, turn.conversation):
+            if reason not in account.unmetered:
+                account.unmetered = (*account.unmetered, reason)
+
     def _hold(
-        self,
-        domain: Domain,
-        conversation: ConversationAccount,
-        engine: str,
-        kv_tokens: int,
-        payer: Account,
-        now_s: float,
+        self, domain: Domain, conversation: ConversationAccount, engine: str, kv_tokens: int, now_s: float
     ) -> None:
-        conversation.holdings[engine] = Holding(kv_tokens, payer)
+        payer = conversation.payer
+        conversation.holdings[engine] = kv_tokens
         domain.holders.put((conversation, engine), kv_tokens, (payer, engine), now_s)
 
-    def _let_pay(self, conversation: ConversationAccount, payer: Account, now_s: float) -> None:
-        for engine, held in list(conversation.holdings.items()):
-            self._hold(self._of_engine[engine], conversation, engine, held.kv_tokens, payer, now_s)
+    def _let_pay(self, conversation: ConversationAccount, now_s: float) -> None:
+        """Who pays for what it holds has changed."""
+        for engine, kv_tokens in tuple(conversation.holdings.items()):
+            self._hold(self._of_engine[engine], conversation, engine, kv_tokens, now_s)
 
     def _activity(self, engine: str, prefills: int, decodes: int, now_s: float) -> None:
         before = self._active.get(engine, (0, 0))

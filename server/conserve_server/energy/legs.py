@@ -34,7 +34,8 @@ class Leg:
 
     `expected_tokens` and `expected_context` are what it was sent with, by what was known then.
     `first_s`: when its first token came, None until then, and for good where it was not seen.
-    `transfer_s`: how long after its start its KV had come.
+    `transfer_s`: how long after its start its KV had come. A leg that is not streamed counts as
+    decoding from its start, until the engine has told when its first token came.
     """
 
     turn: TurnAccount
@@ -43,6 +44,7 @@ class Leg:
     expected_tokens: int
     expected_context: int = 0
     decodes: bool = True
+    is_streamed: bool = True
     first_s: float | None = None
     ended_s: float | None = None
     transfer_s: float = 0.0

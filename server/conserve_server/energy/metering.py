@@ -26,6 +26,7 @@ SILENT_S: Final = 10.0
 """How long a device may fail to answer before its intervals are dropped."""
 STILL_S: Final = 120.0
 """The same for a counter that answers and does not move: exporters look every 30 s or so."""
+_LAST_LOOK_S: Final = 1.0
 log = logging.getLogger(__name__)
 
 
@@ -40,7 +41,7 @@ class DomainMeter:
 
     @property
     def source(self) -> EnergySource:
-        return weakest({device.source for device in self.plan.devices})
+        return weakest(frozenset(device.source for device in self.plan.devices))
 
     @property
     def problems(self) -> list[str]:
@@ -76,7 +77,7 @@ class Metering:
                 await self._clock.sleep(self._window_s)
                 await self.tick()
         finally:
-            await self._close()
+            await self._end()
 
     async def tick(self) -> None:
         """One look at every device; the intervals that end with it."""
@@ -139,7 +140,13 @@ class Metering:
         now_s = self._clock.now_s()
         return [Reading(d.name, now_s, None, "its meter does not answer") for d in meter.devices]
 
-    async def _close(self) -> None:
+    async def _end(self) -> None:
+        """A last look, so that the last turns are charged; then every meter is closed."""
+        try:
+            async with asyncio.timeout(_LAST_LOOK_S):
+                await self.tick()
+        except TimeoutError:
+            log.warning("the meters did not answer in time: the last interval is lost")
         for meter in self.plan.meters:
             sampler = self._samplers.get(meter)
             if sampler is None:

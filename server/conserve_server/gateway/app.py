@@ -29,6 +29,7 @@ from conserve_server.gateway.cluster import Cluster
 from conserve_server.gateway.conversation_routes import ConversationRoutes
 from conserve_server.gateway.conversations import Conversations
 from conserve_server.gateway.coordinator import Coordinator
+from conserve_server.gateway.energy import GatewayEnergy
 from conserve_server.gateway.engine_profiles import engine_profiles
 from conserve_server.gateway.errors import api_of, error_document, error_headers
 from conserve_server.gateway.kv_signals import KvSignals
@@ -58,6 +59,7 @@ class _Parts:
     routes: list[Route]
     cluster: Cluster
     conversations: Conversations
+    energy: GatewayEnergy
 
 
 def create_app(
@@ -68,11 +70,12 @@ def create_app(
     Raises ConfigError where the tenants' keys can't be used.
     """
     tenants = Tenants.from_config(config.gateway)
+    energy = GatewayEnergy.from_config(config, engines, clock)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         with ExitStack() as stack:
-            parts = _build(config, engines, policy, clock, tracer, stack, tenants)
+            parts = _build(config, engines, policy, clock, tracer, stack, tenants, energy)
             app.router.routes.extend(_routes(parts))
             async with asyncio.TaskGroup() as background:
                 tasks = _start_background(background, parts, config, clock)
@@ -116,6 +119,7 @@ def _build(
     tracer: Tracer,
     stack: ExitStack,
     tenants: Tenants,
+    energy: GatewayEnergy,
 ) -> _Parts:
     gateway = config.gateway
     scheduler = Scheduler(
@@ -130,11 +134,11 @@ def _build(
     metrics = GatewayMetrics()
     plugins = [ConversationKv(spec) for spec in specs]
     signals = KvSignals(config.kv, scheduler, clock, metrics, plugins)
-    conversations = Conversations.from_config(gateway, coordinator, signals)
+    conversations = Conversations.from_config(gateway, coordinator, signals, energy)
     engines = [VllmEngine(spec, silence_timeout_s=gateway.turn_timeout_s) for spec in specs]
     for close in (*(engine.close for engine in engines), *(plugin.close for plugin in plugins)):
         stack.callback(close)
-    cluster = Cluster(engines, coordinator, metrics)
+    cluster = Cluster(engines, coordinator, metrics, on_lost=energy.engine_lost)
     turns = Turns(
         coordinator=coordinator,
         cluster=cluster,
@@ -142,22 +146,28 @@ def _build(
         metrics=metrics,
         tracer=tracer,
         clock=clock,
+        energy=energy,
     )
     routes = Routes(
         cluster=cluster,
         coordinator=coordinator,
         metrics=metrics,
         tenants=tenants,
+        energy=energy,
         metrics_need_admin_key=gateway.metrics_need_admin_key,
     )
     of_conversations = ConversationRoutes(
-        conversations, coordinator.scheduler, tenants, body_timeout_s=gateway.body_timeout_s
+        conversations,
+        coordinator.scheduler,
+        tenants,
+        energy.factors,
+        body_timeout_s=gateway.body_timeout_s,
     )
     endpoint, passing = _endpoints(config, turns, cluster, conversations, tenants)
     live = LiveRoutes(LiveView(conversations.log, scheduler, cluster, clock), tenants)
     tables = [routes.table(), of_conversations.table(), passing.table(), live.table(), page_routes()]
     every = [openapi_route(), *(route for table in tables for route in table)]
-    return _Parts(endpoint, every, cluster, conversations)
+    return _Parts(endpoint, every, cluster, conversations, energy)
 
 
 def _endpoints(
@@ -199,7 +209,8 @@ def _start_background(
         for engine in parts.cluster.engines
     ]
     expiry = group.create_task(_expire_idle(parts.conversations, clock, interval_s))
-    return [*watches, expiry, *_start_signals(group, parts, interval_s)]
+    meters = group.create_task(parts.energy.run(), name="read the energy meters")
+    return [*watches, expiry, meters, *_start_signals(group, parts, interval_s)]
 
 
 def _start_signals(

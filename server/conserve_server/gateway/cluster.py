@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from conserve_server.core.clock import Clock
 from conserve_server.core.errors import EngineFailed
@@ -17,13 +17,24 @@ FAILED_LOOKS = 3
 log = logging.getLogger(__name__)
 
 
+def ignore(_engine: str) -> None:
+    """Hear of a lost engine and do nothing."""
+
+
 class Cluster:
     """Every configured engine by name, with its latest status while it is up."""
 
-    def __init__(self, engines: Iterable[Engine], coordinator: Coordinator, metrics: GatewayMetrics) -> None:
+    def __init__(
+        self,
+        engines: Iterable[Engine],
+        coordinator: Coordinator,
+        metrics: GatewayMetrics,
+        on_lost: Callable[[str], None] = ignore,
+    ) -> None:
         self._engines = {engine.spec.name: engine for engine in engines}
         self._coordinator = coordinator
         self._metrics = metrics
+        self._on_lost = on_lost
         self._failures: dict[str, int] = dict.fromkeys(self._engines, 0)
         self.statuses: dict[str, EngineStatus] = {}
         """The last look at each engine that is up."""
@@ -66,6 +77,7 @@ class Cluster:
         elif before.generation != status.generation:
             log.warning("engine %s was restarted: its conversations are placed anew", name)
             self._coordinator.engine_down(name)
+            self._on_lost(name)
         self.statuses[name] = status
         self._metrics.set_engine(name, engine.spec.role, is_up=True)
         self._coordinator.engine_up(name, status.kv_capacity_tokens)
@@ -80,5 +92,6 @@ class Cluster:
             log.warning("engine %s is down: %s", name, error)
             del self.statuses[name]
             self._coordinator.engine_down(name)
+            self._on_lost(name)
         if name not in self.statuses:
             self._metrics.set_engine(name, engine.spec.role, is_up=False)

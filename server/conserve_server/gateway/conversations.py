@@ -11,6 +11,7 @@ from conserve_server.core.config import GatewayConfig
 from conserve_server.core.errors import LimitReached
 from conserve_server.gateway.conversation_log import ConversationLog
 from conserve_server.gateway.coordinator import Coordinator
+from conserve_server.gateway.energy import GatewayEnergy
 from conserve_server.gateway.identity import Identity, tenant_of
 from conserve_server.gateway.kv_signals import KvSignals
 from conserve_server.gateway.recognition import Recognition, Watch
@@ -42,6 +43,7 @@ class Conversations:
         synthetic_idle_timeout_s: float,
         limit: int,
         own_limits: Mapping[str, int],
+        energy: GatewayEnergy,
     ) -> None:
         self._coordinator = coordinator
         self.log = log
@@ -52,12 +54,17 @@ class Conversations:
         self._synthetic_idle_timeout_s = synthetic_idle_timeout_s
         self._limit = limit
         self._own_limits = dict(own_limits)
+        self._energy = energy
         self._resting: dict[str, OrderedDict[str, float]] = {}
         """By tenant: synthetic conversations without a turn, and since when."""
 
     @classmethod
     def from_config(
-        cls, gateway: GatewayConfig, coordinator: Coordinator, signals: KvSignals
+        cls,
+        gateway: GatewayConfig,
+        coordinator: Coordinator,
+        signals: KvSignals,
+        energy: GatewayEnergy,
     ) -> Conversations:
         own = {
             name: tenant.max_conversations
@@ -74,6 +81,7 @@ class Conversations:
             synthetic_idle_timeout_s=gateway.synthetic_idle_timeout_s,
             limit=gateway.max_conversations,
             own_limits=own,
+            energy=energy,
         )
 
     # -- turns ---------------------------------------------------------------------------------
@@ -129,6 +137,7 @@ class Conversations:
         self._resting.get(identity.tenant, OrderedDict()).pop(identity.key, None)
         self.recognition.forget(identity)
         self.log.end(record, ended_as)
+        self._energy.conversation_ended(record.energy)
         self._coordinator.end_conversation(identity.key)
         self.signals.conversation_ended(record)
 

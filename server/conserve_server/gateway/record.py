@@ -5,17 +5,19 @@ Bindings and reservations are the scheduler's; nothing here decides anything.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from conserve_sdk.protocol import ConversationReport, Path, RunningTurn, ToolEvent, ToolReport, TurnReport
 from conserve_server.core.errors import InvalidRequest
+from conserve_server.energy.accounts import ConversationAccount, Factors, TurnAccount
 from conserve_server.gateway.identity import DEFAULT_TENANT, Identity
 
 MAX_TOOLS = 10_000
 """Tool calls kept for one conversation: a few MB at most."""
 ENDED = "ended"
 EXPIRED = "expired"
+NO_FACTORS = Factors()
 
 
 class Running(Protocol):
@@ -43,9 +45,14 @@ class ConversationRecord:
     decoders: list[str] = field(default_factory=list)
     ttfet_s: float | None = None
     gap_s: float = 0.0
+    energy: ConversationAccount = field(init=False)
+    turn_accounts: dict[int, TurnAccount] = field(default_factory=dict)
     _running: int = 0
     _last_end_s: float | None = None
     _last_effective_turn: int = 0
+
+    def __post_init__(self) -> None:
+        self.energy = ConversationAccount(self.identity.tenant, self.identity.model)
 
     @property
     def has_turns(self) -> bool:
@@ -90,10 +97,23 @@ class ConversationRecord:
             )
         self.tools[event.call_id] = ToolReport(event.call_id, event.name, event.duration_s, event.outcome)
 
+    def _turn_report(self, index: int, factors: Factors) -> TurnReport:
+        account = self.turn_accounts.get(index)
+        return (
+            self.turns[index]
+            if account is None
+            else replace(self.turns[index], energy=account.report(factors))
+        )
+
     def report(
-        self, *, state: str, reserved_kv_tokens: int, children: tuple[str, ...] = ()
+        self,
+        *,
+        state: str,
+        reserved_kv_tokens: int,
+        children: tuple[str, ...] = (),
+        factors: Factors = NO_FACTORS,
     ) -> ConversationReport:
-        """The report, with what only the scheduler and the log know."""
+        """The report, with what only the scheduler and the log know. Joules are those known by now."""
         return ConversationReport(
             id=self.identity.conversation_id,
             state=self.ended_as or state,
@@ -109,6 +129,7 @@ class ConversationRecord:
             reserved_kv_tokens=reserved_kv_tokens,
             ttfet_s=self.ttfet_s,
             emulated=self.is_emulated,
-            turns=tuple(self.turns[i] for i in sorted(self.turns)),
+            energy=self.energy.report(factors),
+            turns=tuple(self._turn_report(i, factors) for i in sorted(self.turns)),
             tools=tuple(self.tools.values()),
         )

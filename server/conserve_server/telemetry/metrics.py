@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from conserve_sdk.protocol import TurnReport
+from conserve_server.telemetry.energy_metrics import EnergyMetrics
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
@@ -51,6 +52,7 @@ class GatewayMetrics:
             "conserve_overcommitted_kv_tokens", "Growth of bound conversations beyond the budget.",
             ("engine",), registry=registry,
         )  # fmt: skip
+        self.energy = EnergyMetrics(registry)
 
         self._kv_signals = Counter(
             "conserve_kv_signals", "Conversations that an engine's plugin was told of.",
