@@ -119,6 +119,7 @@ async def served(
     is_ready: bool = True,
     scheduler: dict[str, object] | None = None,
     kv: dict[str, object] | None = None,
+    energy: dict[str, object] | None = None,
     **gateway: object,
 ) -> AsyncIterator[Served]:
     """A gateway over these engines (1 prefill and 2 decode unless given).
@@ -143,6 +144,7 @@ async def served(
             "pools": {n: p.model_dump() for n, p in pools.items()},
             "scheduler": scheduler or {},
             "kv": kv or {},
+            "energy": energy or {},
         }
         config = parse_config(document)
         config = config.model_copy(update={"gateway": limits})

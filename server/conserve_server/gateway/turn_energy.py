@@ -119,9 +119,9 @@ class TurnEnergy:
     def _counted(self, usage: Usage, *, moved_kv: bool) -> Counted:
         """The decode leg's tokens. The first output token comes out of the prefill."""
         prompt_tokens = usage.prompt_tokens
-        context = usage.cached_tokens
+        context = prompt_tokens - 1 if moved_kv else usage.cached_tokens
         if context is None:
-            context = prompt_tokens - 1 if moved_kv else self._held_before
+            context = self._held_before
         context = max(min(context, prompt_tokens - 1), 0)
         return Counted(
             prefill_tokens=prompt_tokens - context,
