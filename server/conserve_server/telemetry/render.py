@@ -104,9 +104,20 @@ def _header(timeline: Timeline) -> Text:
         Text.assemble(("conversation ", ""), (_clean(timeline.conversation_id), "bold")),
         Text(_clean(", ".join(who))),
         Text(_clean(", ".join(what))),
+        *(Text(_clean(line)) for line in _energy(timeline)),
         *(Text(_clean(note), style="yellow") for note in _notes(timeline)),
     ]
     return Text("\n").join(lines)
+
+
+def _energy(timeline: Timeline) -> list[str]:
+    """A line where every turn's joules are known, and how they are."""
+    if timeline.energy_j is None:
+        return []
+    sources = ", ".join(sorted({turn.energy_source or "?" for turn in timeline.turns}))
+    output_tokens = sum(turn.output_tokens or 0 for turn in timeline.turns)
+    each = f", {timeline.energy_j / output_tokens:.3g} J per output token" if output_tokens else ""
+    return [f"energy of its turns {timeline.energy_j:.3g} J ({sources}){each}"]
 
 
 def _notes(timeline: Timeline) -> list[str]:

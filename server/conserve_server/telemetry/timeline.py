@@ -70,6 +70,8 @@ class TurnRow:
     output_tokens: int | None = None
     ttft_s: float | None = None
     error: str | None = None
+    energy_j: float | None = None
+    energy_source: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,12 @@ class Timeline:
     @property
     def kv_transfers(self) -> int:
         return sum(s.phase is Phase.TRANSFER for turn in self.turns for s in turn.segments)
+
+    @property
+    def energy_j(self) -> float | None:
+        """Joules of its turns, those between them not counted; None unless all of them are known."""
+        known = [turn.energy_j for turn in self.turns if turn.energy_j is not None]
+        return sum(known) if known and len(known) == len(self.turns) else None
 
     @property
     def ttfet_s(self) -> float | None:
@@ -197,6 +205,7 @@ def _by_parent(ordered: Iterable[Span]) -> dict[str, list[Span]]:
 def _turn(span: Span, children: Sequence[Span], zero_ns: int) -> TurnRow:
     path = span.text(names.TURN_PATH)
     start_s, end_s = _interval(span, zero_ns)
+    energy = next((child for child in children if child.name == names.SPAN_ENERGY), None)
     return TurnRow(
         index=span.count(names.TURN_INDEX),
         start_s=start_s,
@@ -211,6 +220,8 @@ def _turn(span: Span, children: Sequence[Span], zero_ns: int) -> TurnRow:
         output_tokens=_either(span, names.TURN_OUTPUT_TOKENS, names.OUTPUT_TOKENS),
         ttft_s=span.seconds(names.TURN_TTFT_S),
         error=span.text(names.ERROR_TYPE),
+        energy_j=energy.seconds(names.ENERGY_J) if energy is not None else None,
+        energy_source=energy.text(names.ENERGY_SOURCE) if energy is not None else None,
     )
 
 
