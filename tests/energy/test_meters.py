@@ -10,6 +10,7 @@ import pytest
 
 from conserve_server.core.energy_config import EnergyConfig, EnergyNodeConfig
 from conserve_server.core.errors import ConfigError
+from conserve_server.core.policy_config import TierConfig
 from conserve_server.energy.meters import EngineKind, Engines, MeterPlan, plan_meters
 from conserve_server.energy.modelled import H100
 from tests.energy.conftest import FakeDriver
@@ -46,6 +47,13 @@ def test_the_modelled_gpu_and_its_cap_can_be_chosen() -> None:
     (device,) = made.domains[0].devices
     assert (device.label, device.limit_w) == ("a100", 200)
     assert H100.limit_w == 700
+
+
+def test_a_tier_says_which_gpu_an_engine_is_modelled_on_and_its_cap() -> None:
+    tiers = {"decode-0": TierConfig(gpu="a100", power_cap_w=200), "decode-1": TierConfig()}
+    found = Engines("emulated", {"decode-0": (), "decode-1": ()}, tiers=tiers)
+    devices = [domain.devices[0] for domain in plan(EnergyConfig(), found).domains]
+    assert [(device.label, device.limit_w) for device in devices] == [("a100", 200), ("h100", 700)]
 
 
 def test_a_gpu_without_known_watts_is_refused() -> None:

@@ -10,6 +10,7 @@ from typing import Final, Literal
 
 from conserve_server.core.energy_config import EnergyConfig
 from conserve_server.core.errors import ConfigError
+from conserve_server.core.policy_config import TierConfig
 from conserve_server.energy.dcgm import DcgmMeter
 from conserve_server.energy.meter import Device, Meter, ReplayMeter
 from conserve_server.energy.modelled import GPU_POWER, GpuPower, gpu_power
@@ -28,11 +29,13 @@ class Engines:
     """What is known of the engines before any device is looked at.
 
     `gpus`: by engine, those that it was started on, as CUDA names them; empty where unknown.
+    `tiers`: by engine, of those that have one.
     """
 
     kind: EngineKind
     gpus: Mapping[str, Sequence[str]]
     are_on_cpus: bool = False
+    tiers: Mapping[str, TierConfig] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +119,8 @@ def _named(
     kind: Literal["nvml", "rapl", "modelled", "replay"],
 ) -> Meter:
     if kind == "modelled":
-        return ModelledMeter(dict.fromkeys(engines.gpus, _modelled_gpu(config)), now_s)
+        power_of = {e: _modelled_gpu(config, engines.tiers.get(e, TierConfig())) for e in engines.gpus}
+        return ModelledMeter(power_of, now_s)
     if kind == "replay":
         if config.replay_file is None:
             raise ConfigError('energy.meter = "replay" needs energy.replay_file')
@@ -126,11 +130,13 @@ def _named(
     )
 
 
-def _modelled_gpu(config: EnergyConfig) -> GpuPower:
-    power = gpu_power(config.gpu)
+def _modelled_gpu(config: EnergyConfig, tier: TierConfig) -> GpuPower:
+    name, cap_w = tier.gpu or config.gpu, tier.power_cap_w or config.power_cap_w
+    power = gpu_power(name)
     if power is None:
-        raise ConfigError(f"energy.gpu: no watts are known of {config.gpu!r}, only of {', '.join(GPU_POWER)}")
-    return power if config.power_cap_w is None else power.capped(config.power_cap_w)
+        key = "energy.gpu" if tier.gpu is None else "tiers.NAME.gpu"
+        raise ConfigError(f"{key}: no watts are known of {name!r}, only of {', '.join(GPU_POWER)}")
+    return power if cap_w is None else power.capped(cap_w)
 
 
 def _local_names(config: EnergyConfig, engines: Engines) -> list[str]:

@@ -52,6 +52,7 @@ class GatewayEnergy:
         self._clock = clock
         self._roles = {spec.name: spec.role for spec in engines}
         self._tiers = tiers_of(config, engines)
+        self._caps_w = {e: cap_w for e, t in self._tiers.items() if (cap_w := config.tiers[t].power_cap_w)}
         self._traces: dict[TurnAccount, _Traced] = {}
 
     @classmethod
@@ -181,6 +182,7 @@ class GatewayEnergy:
     def _domain(self, domain: DomainMeter) -> dict[str, Any]:
         return {
             "engines": list(domain.plan.engines),
+            "tiers": {e: self._tiers[e] for e in domain.plan.engines if e in self._tiers},
             "source": domain.source,
             "idle_w": domain.idle.watts,
             "idle_w_is": domain.idle.how,
@@ -206,18 +208,30 @@ class GatewayEnergy:
                 note = "" if device.note is None else f" ({device.note})"
                 engines = ", ".join(domain.engines)
                 yield f"{engines} on {device.name}, {device.label}{cap}: {device.source}, {device.how}{note}"
+        yield from self._caps_that_differ()
         for engine, reason in self._plan.unmetered.items():
             yield f"{engine} is not measured: {reason}"
+
+    def _caps_that_differ(self) -> Iterable[str]:
+        """Devices whose power cap is not what their engine's tier says."""
+        for domain in self._plan.domains:
+            for engine in domain.engines:
+                wanted_w = self._caps_w.get(engine)
+                for device in domain.devices:
+                    seen_w = device.limit_w
+                    if wanted_w is not None and seen_w is not None and wanted_w != seen_w:
+                        yield f"{engine}: {device.name} has a cap of {seen_w:g} W, its tier of {wanted_w:g} W"
 
 
 def found_engines(config: Config, engines: Sequence[EngineSpec]) -> Engines:
     """What the meters may know of the engines."""
     gpus = {spec.name: spec.gpus for spec in engines}
+    tiers = {engine: config.tiers[tier] for engine, tier in tiers_of(config, engines).items()}
     if not config.is_local:
-        return Engines("listed", gpus)
+        return Engines("listed", gpus, tiers=tiers)
     if config.launcher.engine == "emulated":
-        return Engines("emulated", gpus)
-    return Engines("local", gpus, are_on_cpus=not any(gpus.values()))
+        return Engines("emulated", gpus, tiers=tiers)
+    return Engines("local", gpus, are_on_cpus=not any(gpus.values()), tiers=tiers)
 
 
 def tiers_of(config: Config, engines: Sequence[EngineSpec]) -> dict[str, str]:
