@@ -163,6 +163,11 @@ class EnergySource(StrEnum):
     """Read back from a record."""
 
 
+def joules_text(joules: float) -> str:
+    """Joules as a person reads them: `0.043 J`, `57.2 J`, `12,340 J`."""
+    return f"{joules:,.0f} J" if joules >= 999.5 else f"{joules:.3g} J"
+
+
 @dataclass(frozen=True, slots=True)
 class EnergyReport:
     """Joules of a turn or a conversation. What is not known is None, and `reason` says why.
@@ -195,7 +200,7 @@ class EnergyReport:
         if self.total_j is None or self.source is None:
             return self.reason or "not measured"
         more = ", more to come" if self.pending else ""
-        return f"{self.total_j:.3g} J ({self.source}{more})"
+        return f"{joules_text(self.total_j)} ({self.source}{more})"
 
 
 UNKNOWN_ENERGY: Final = EnergyReport(reason="not measured: no energy meter is configured")

@@ -84,6 +84,9 @@ async def test_what_was_charged_and_left_adds_up_to_what_was_metered(serve: Serv
     assert totals["total_j"] >= sum(domain["charged_j"] for domain in domains) > 0
     assert {pool["name"] for pool in totals["pools"]} == {"prefill", "decode"}
     assert [tenant["name"] for tenant in totals["tenants"]] == ["default"]
+    (pool,) = [pool for pool in totals["pools"] if pool["name"] == "decode"]
+    assert pool["output_tokens"] == totals["output_tokens"] == 8 * 8
+    assert totals["j_per_output_token"] == pytest.approx(totals["total_j"] / 64)
     assert sum(model["total_j"] for model in totals["models"]) == pytest.approx(totals["total_j"])
 
 

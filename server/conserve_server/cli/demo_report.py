@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 from rich.console import Console
 
-from conserve_sdk.protocol import ConversationReport, Outcome, conversation_path
+from conserve_sdk.protocol import ConversationReport, Outcome, conversation_path, joules_text
 from conserve_server.cli.demo_checks import Counted, checks
 from conserve_server.core.errors import ConserveError
 from conserve_server.engines.engine import EngineSpec, Role
@@ -159,7 +159,9 @@ def _energy_lines(conversations: Sequence[dict[str, Any]]) -> list[str]:
     if known:
         total_j, gap_j = (sum(energy[key] or 0.0 for energy in known) for key in ("total_j", "gap_j"))
         sources = ", ".join(sorted({energy["source"] for energy in known}))
-        lines.append(f"{total_j:.3g} J ({sources}), {gap_j:.3g} J of them for KV held between turns")
+        lines.append(
+            f"{joules_text(total_j)} ({sources}), {joules_text(gap_j)} of them for KV held between turns"
+        )
     return lines
 
 

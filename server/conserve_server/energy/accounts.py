@@ -97,6 +97,8 @@ class TurnAccount:
     unmetered: tuple[str, ...] = ()
     missed_s: float = 0.0
     ended_s: float | None = None
+    decoder: str | None = None
+    """The engine of its latest decode leg."""
     domains: frozenset[str] = NO_DOMAINS
     waits_for: int = 0
     """Domains that it ran on and that were not read to its end yet."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from conserve_sdk.protocol import EnergySource
-from conserve_server.energy.accounts import ConversationAccount, TurnAccount
+from conserve_server.energy.accounts import ConversationAccount, TurnAccount, weakest
 from conserve_server.energy.attribution import Joules
 from conserve_server.energy.domain import Account, Domain, Reading
 from conserve_server.energy.legs import Counted, Leg
@@ -65,6 +65,8 @@ class EnergyLedger:
         is_streamed: bool = True,
     ) -> Leg:
         """A leg was sent, and its KV is held on the engine from here on. End it with `leg_ended`."""
+        if decodes:
+            turn.decoder = engine
         leg = Leg(turn, engine, now_s, expected_tokens, expected_context, decodes, is_streamed)
         domain = self._of_engine.get(engine)
         if domain is None:
@@ -181,6 +183,8 @@ class EnergyLedger:
 
     def _settled(self, turn: TurnAccount) -> None:
         turn.conversation.unsettled_turns -= 1
+        if turn.sources and turn.decoder is not None:
+            self.totals.count_tokens(turn, turn.decoder, weakest(turn.sources))
         if self.on_settled is not None:
             self.on_settled(turn)
 

@@ -92,12 +92,11 @@ class Totals:
         else:
             self._used(account, engine, source).gap_j += joules.total_j
 
-    def count_tokens(
-        self, conversation: ConversationAccount, engine: str, source: EnergySource, output: int, context: int
-    ) -> None:
-        used = self._used(conversation, engine, source)
-        used.output_tokens += output
-        used.context_tokens += context
+    def count_tokens(self, turn: TurnAccount, decoder: str, source: EnergySource) -> None:
+        """The tokens of a turn whose joules are final."""
+        used = self._used(turn.conversation, decoder, source)
+        used.output_tokens += turn.output_tokens
+        used.context_tokens += turn.context_tokens
 
     def _used(self, conversation: ConversationAccount, engine: str, source: EnergySource) -> Used:
         return self.uses.setdefault(Use(conversation.tenant, conversation.model, engine, source), Used())

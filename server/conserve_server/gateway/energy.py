@@ -272,4 +272,9 @@ def _used_document(used: Used) -> dict[str, Any]:
         "decode_j": energy.decode_j,
         "idle_j": energy.idle_j,
         "gap_j": used.gap_j,
+        "output_tokens": used.output_tokens,
+        "context_tokens": used.context_tokens,
+        "j_per_output_token": used.total_j / used.output_tokens if used.output_tokens else None,
+        "output_tokens_per_j": used.output_tokens / used.total_j if used.total_j else None,
+        "context_tokens_per_j": used.context_tokens / used.total_j if used.total_j else None,
     }

@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from conserve_sdk.protocol import Outcome
+from conserve_sdk.protocol import Outcome, joules_text
 from conserve_server.telemetry.bars import Mark, Window, axis, bar
 from conserve_server.telemetry.conversations import ConversationLine, short_ids
 from conserve_server.telemetry.timeline import Phase, Row, Timeline, ToolRow, TurnRow, rows_of
@@ -116,8 +116,8 @@ def _energy(timeline: Timeline) -> list[str]:
         return []
     sources = ", ".join(sorted({turn.energy_source or "?" for turn in timeline.turns}))
     output_tokens = sum(turn.output_tokens or 0 for turn in timeline.turns)
-    each = f", {timeline.energy_j / output_tokens:.3g} J per output token" if output_tokens else ""
-    return [f"energy of its turns {timeline.energy_j:.3g} J ({sources}){each}"]
+    each = f", {joules_text(timeline.energy_j / output_tokens)} per output token" if output_tokens else ""
+    return [f"energy of its turns {joules_text(timeline.energy_j)} ({sources}){each}"]
 
 
 def _notes(timeline: Timeline) -> list[str]:
