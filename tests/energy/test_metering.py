@@ -210,3 +210,39 @@ async def test_silence_of_a_meter_is_told_for_each_of_its_devices(monkeypatch: p
     meter.hangs = False
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_meter_that_raises_costs_a_reading_and_no_more(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Scripted):
+        can_block = True
+        is_broken = True
+
+        def read(self, now_s: float) -> Sequence[Reading]:
+            if self.is_broken:
+                raise KeyError("gpu")
+            return super().read(now_s)
+
+    meter = Broken("0")
+    sampler = Sampler(meter, SystemClock().now_s)
+    assert await sampler.read(10.0) == ()
+    assert "an energy meter failed" in caplog.text
+    meter.is_broken = False
+    assert len(await sampler.read(10.0)) == 1
+    await sampler.stop()
+
+
+async def test_a_fault_in_the_books_stops_neither_the_task_nor_the_next_interval(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running("0") as bench:
+        settle = bench.ledger.settle
+
+        def fail(now_s: float) -> None:
+            monkeypatch.setattr(bench.ledger, "settle", settle)
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(bench.ledger, "settle", fail)
+        await bench.second(**{"0": 100.0})
+        await bench.second(**{"0": 250.0})
+        assert bench.totals == (2, 250.0, 0)
+    assert "was not attributed" in caplog.text

@@ -104,7 +104,7 @@ def gpus_on(page: str) -> list[_Seen]:
     for sample in samples:
         if sample.name.removesuffix("_total") != ENERGY:  # the parser names counters so
             continue
-        index = sample.labels["gpu"]
+        index = sample.labels.get("gpu", "?")
         found[index] = _Seen(
             index,
             sample.labels.get("UUID", index),

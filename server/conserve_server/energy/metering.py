@@ -75,7 +75,7 @@ class Metering:
             await self._begin()
             while True:
                 await self._clock.sleep(self._window_s)
-                await self.tick()
+                await self._try_tick()
         finally:
             await self._end()
 
@@ -89,6 +89,13 @@ class Metering:
             elif now_s - domain.since_s >= (SILENT_S if domain.problems else STILL_S):
                 self._give_up(domain, now_s)
         self._ledger.settle(now_s)
+
+    async def _try_tick(self) -> None:
+        """A fault in the books must not stop the gateway, whose task this is: it is logged."""
+        try:
+            await self.tick()
+        except Exception:
+            log.exception("an interval of the energy meters was not attributed")
 
     async def _begin(self) -> None:
         await self._look()

@@ -56,9 +56,17 @@ class Sampler:
                 self._wake.wait(self._meter.interval_s)
                 self._wake.clear()
                 if not self._is_stopped:
-                    self._answer(self._meter.read(self._now_s()))
+                    self._answer(self._read())
         finally:
             self._meter.close()
+
+    def _read(self) -> Sequence[Reading]:
+        """Nothing where the meter breaks its promise not to raise: the thread must live on."""
+        try:
+            return self._meter.read(self._now_s())
+        except Exception:
+            log.exception("an energy meter failed")
+            return ()
 
     def _answer(self, readings: Sequence[Reading]) -> None:
         asked, self._asked = self._asked, None
