@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from conserve_sdk.protocol import EnergySource
 from conserve_server.energy.accounts import ConversationAccount, TurnAccount
@@ -48,8 +48,7 @@ class MeterTotals:
         self.dropped_s += duration_s
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
+class Use(NamedTuple):
     """Who used energy, of which model, on which engine, and how it is known."""
 
     tenant: str
@@ -99,7 +98,11 @@ class Totals:
         used.context_tokens += turn.context_tokens
 
     def _used(self, conversation: ConversationAccount, engine: str, source: EnergySource) -> Used:
-        return self.uses.setdefault(Use(conversation.tenant, conversation.model, engine, source), Used())
+        use = Use(conversation.tenant, conversation.model, engine, source)
+        found = self.uses.get(use)
+        if found is None:
+            found = self.uses[use] = Used()
+        return found
 
 
 def summed(uses: Iterable[Used]) -> Used:
