@@ -47,6 +47,10 @@ site: env
 bench-sdk: env
 	$(BIN)/python bench/sdk_overhead.py
 
+.PHONY: energy
+energy: env
+	$(BIN)/python -m bench.energy
+
 .PHONY: bench-identity
 bench-identity: env
 	$(BIN)/python bench/identity.py

@@ -33,6 +33,7 @@ from conserve_server.engines.engine import Role
 from conserve_server.engines.vllm_command import Model, Slot, vllm_command
 from conserve_server.gateway.identity import ID_HEADERS
 from conserve_server.scheduling.conversation import State
+from conserve_server.telemetry.energy_metrics import EnergyMetrics
 from conserve_server.telemetry.metrics import GatewayMetrics
 from conserve_server.telemetry.summary import ConversationSummary
 from tests.gateway.conftest import MODEL, served
@@ -118,7 +119,9 @@ def test_every_configuration_key_is_in_the_page_with_its_default() -> None:
 def test_the_configuration_page_names_no_key_that_does_not_exist() -> None:
     keys = set(config_keys(Config))
     parts = {key.rpartition(".")[0] for key in keys} | {"pools"}
-    named = re.findall(r"`((?:gateway|scheduler|pools|tiers|launcher)\.[\w.]+)`", page("configuration.md"))
+    named = re.findall(
+        r"`((?:gateway|scheduler|pools|tiers|launcher|energy)\.[\w.]+)`", page("configuration.md")
+    )
     assert set(named) <= keys | parts
 
 
@@ -176,6 +179,7 @@ def test_the_gateway_page_names_every_header() -> None:
     [
         ("| field of the conversation", protocol.ConversationReport),
         ("| field of a turn", protocol.TurnReport),
+        ("| field of an energy", protocol.EnergyReport),
         ("| field of a tool call", protocol.ToolReport),
         ("| field of an event", protocol.ToolEvent),
         ("| field of an update", protocol.Update),
@@ -212,6 +216,7 @@ def metrics() -> dict[str, tuple[str, list[str]]]:
     found.set_queues(waiting=1, by_state={"active": 1})
     found.set_kv_plugin("e", has_it=True)
     found.kv_signals("e", "release", "sent", 1)
+    count_energy(found.energy)
     families = text_string_to_metric_families(found.page().decode())
     told = {}
     for family in families:
@@ -219,6 +224,13 @@ def metrics() -> dict[str, tuple[str, list[str]]]:
         name = f"{family.name}_total" if family.type == "counter" else family.name
         told[name] = (family.type, sorted(labels))
     return {name: each for name, each in told.items() if not name.endswith("_created")}
+
+
+def count_energy(metrics: EnergyMetrics) -> None:
+    metrics.set_device("0", kind="gpu", label="H100", source="m", how="counter", metered_j=1.0, is_up=True)
+    metrics.set_limit("0", 700.0)
+    metrics.set_charged("decode", model="m", pool="decode", tier="none", source="m", joules=1.0)
+    metrics.set_unallocated("0", idle_j=1.0, dynamic_j=1.0, dropped_s=1.0)
 
 
 def test_the_gateway_page_lists_exactly_the_metrics_with_their_labels() -> None:

@@ -25,7 +25,7 @@ from tests.processes import LIMIT_S, eventually, pids_in, wait_for, wait_gone
 ROOT = Path(__file__).parents[2]
 ENTRY = {
     *("id", "turns", "kv_transfers", "decoders", "prompt_tokens", "cached_tokens", "output_tokens"),
-    *("ttft_s", "ttfet_s", "tools", "energy", "emulated", "state", "reserved_kv_tokens", "outcome"),
+    *("ttft_s", "ttfet_s", "tools", "energy", "turn_j", "emulated", "state", "reserved_kv_tokens", "outcome"),
 }
 # An agent that writes its pid, starts a child that ignores SIGTERM, and does not end.
 HANGS = """
@@ -99,7 +99,8 @@ def assert_plausible(entry: dict[str, Any]) -> None:
     assert all(0 < tool["duration_s"] < LIMIT_S for tool in entry["tools"])
     assert (entry["outcome"], entry["state"], entry["reserved_kv_tokens"]) == ("completed", "ended", 0)
     assert entry["emulated"] is True
-    assert entry["energy"] == "not measured: no energy meter is configured"
+    assert (entry["energy"]["source"], entry["energy"]["pending"]) == ("modelled", False)
+    assert 0 < sum(entry["turn_j"]) <= entry["energy"]["total_j"] + 1e-6
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ def test_without_the_server_extra_the_install_line_is_named(name: str) -> None:
 
 @pytest.mark.parametrize("name", SUBCOMMANDS)
 def test_every_subcommand_can_be_parsed_and_run(name: str) -> None:
-    module = importlib.import_module(f"conserve_server.cli.{name}")
+    module = importlib.import_module(f"conserve_server.cli.{name.replace('-', '_')}")
     assert callable(module.add_parser)
     assert callable(module.run)
 

@@ -127,6 +127,7 @@ async def served(
     kv: dict[str, object] | None = None,
     load: Callable[[], Config] | None = None,
     draining: Draining | None = None,
+    energy: dict[str, object] | None = None,
     **gateway: object,
 ) -> AsyncIterator[Served]:
     """A gateway over these engines (1 prefill and 2 decode unless given).
@@ -151,6 +152,7 @@ async def served(
             "pools": {n: p.model_dump() for n, p in pools.items()},
             "scheduler": scheduler or {},
             "kv": kv or {},
+            "energy": energy or {},
         }
         config = parse_config(document)
         config = config.model_copy(update={"gateway": limits})

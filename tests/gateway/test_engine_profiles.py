@@ -34,3 +34,9 @@ def test_an_engine_is_as_fast_as_its_tier() -> None:
     }
     found = [(p.prefill_tokens_per_s, p.decode_step_s) for p in profiles(pools=mixed, tiers=tiers)]
     assert found == [(None, None), (1000.0, 0.04), (9000.0, 0.01)]
+
+
+def test_a_tier_may_be_for_one_phase_and_its_speeds_observed() -> None:
+    tiered = {**POOLS, "decode": {"engines": ["http://b"], "tiers": ["capped"]}}
+    found = profiles(pools=tiered, tiers={"capped": {"prefers": "decode", "power_cap_w": 200.0}})[1]
+    assert (found.prefers, found.prefill_tokens_per_s) == ("decode", None)

@@ -7,7 +7,7 @@ from conserve_server.core.errors import ConfigError
 from conserve_server.core.policy_config import ConServeConfig
 from conserve_server.core.turn import Placement
 from conserve_server.scheduling.conserve import ConServe
-from tests.scheduling.views import cluster, decoder, first, later, pools
+from tests.scheduling.views import cluster, decoder, first, later, pools, prefiller
 
 
 def test_first_turn_goes_to_the_shortest_prefill_queue_and_the_freest_decoder() -> None:
@@ -56,3 +56,18 @@ def test_the_oracle_needs_room_for_the_whole_conversation_and_reserves_it() -> N
 def test_the_oracle_refuses_turns_that_come_from_no_trace() -> None:
     with pytest.raises(ConfigError, match=r'scheduler\.conserve\.mode = "oracle" needs the replay'):
         ConServe(ConServeConfig(mode="oracle")).place(first(100), pools(free=(300,)))
+
+
+def test_tiers_that_are_for_a_phase_go_first_in_it_while_they_have_room() -> None:
+    fast = prefiller("fast", queued=900, prefers="prefill")
+    capped = decoder("capped", free=200, prefers="decode")
+    view = cluster(prefiller("p0"), fast, decoder("d0", free=900), capped)
+    assert ConServe().place(first(100), view) == Placement(Path.REMOTE_PREFILL, "capped", "fast")
+    assert ConServe().place(first(300), view) == Placement(Path.REMOTE_PREFILL, "d0", "fast")
+
+
+def test_a_tier_for_the_other_phase_comes_last() -> None:
+    for_prefill = decoder("d0", free=900, prefers="prefill")
+    view = cluster(for_prefill, decoder("d1", free=200))
+    assert ConServe().place(first(100), view) == Placement(Path.LOCAL_PREFILL, "d1")
+    assert ConServe().place(first(300), view) == Placement(Path.LOCAL_PREFILL, "d0")

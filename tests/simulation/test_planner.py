@@ -102,7 +102,7 @@ def test_a_plan_is_a_configuration_that_can_be_used(candidate: Candidate) -> Non
     assert config.pools.decode.count == candidate.decoders
     assert config.pools.prefill.count == candidate.prefillers
     assert set(config.pools.decode.tiers) == {tier_name(candidate.decode)}
-    assert config.tiers[tier_name(candidate.decode)].prefill_tokens_per_s > 1000
+    assert (config.tiers[tier_name(candidate.decode)].prefill_tokens_per_s or 0) > 1000
 
 
 def test_a_power_cap_saves_joules_and_costs_time() -> None:

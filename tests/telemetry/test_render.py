@@ -150,3 +150,9 @@ def test_every_name_that_the_server_knows_is_documented() -> None:
     page = (ROOT / "docs" / "tracing.md").read_text()
     known = [value for key, value in vars(names).items() if key.isupper()]
     assert [name for name in known if name not in page] == []
+
+
+def test_the_joules_of_all_turns_are_a_line_of_the_head() -> None:
+    turn = TurnRow(1, 0.0, 1.0, Outcome.COMPLETED, output_tokens=50, energy_j=12.5, energy_source="measured")
+    head = render_timeline(replace(PLAIN, turns=(turn,)), 80).splitlines()
+    assert "energy of its turns 12.5 J (measured), 0.25 J per output token" in head

@@ -151,3 +151,12 @@ def test_a_leg_that_failed_names_its_engine_though_the_turn_was_saved() -> None:
     (row,) = timeline("conv-1", [turn, leg]).turns
     (segment,) = row.segments
     assert (row.outcome, segment.engine, segment.error) == (Outcome.COMPLETED, "prefill-0", "engine_lost")
+
+
+def test_a_turns_joules_are_read_from_the_span_that_comes_after(recorder: Recorder) -> None:
+    recorder.turn(1, (0.0, 1.0), {names.SPAN_ENERGY: (0.0, 1.0)}, {})
+    recorder.turn(2, (2.0, 3.0), {}, {})
+    shown = read(recorder.close())
+    assert (shown.turns[0].energy_j, shown.turns[0].energy_source) == (12.5, "modelled")
+    assert shown.turns[1].energy_j is None
+    assert shown.energy_j is None  # not of all turns

@@ -157,7 +157,7 @@ async def _observe(
             doing("the agent runs", observer.progress)
             before = await observer.counted()
             results = await _converse(args, config, base_url, env, logs / "agent.log")
-            reports = [await observer.conversation(result.conversation_id) for result in results]
+            reports = [await observer.settled(result.conversation_id) for result in results]
             counted, version = await observer.counted() - before, await observer.version()
             doing("stopping the gateway and the engines")
     return build_report(reports, counted, engine=config.launcher.engine, version=version, model=config.model)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 from rich.console import Console
 
-from conserve_sdk.protocol import ConversationReport, Outcome, conversation_path
+from conserve_sdk.protocol import ConversationReport, Outcome, conversation_path, joules_text
 from conserve_server.cli.demo_checks import Counted, checks
 from conserve_server.core.errors import ConserveError
 from conserve_server.engines.engine import EngineSpec, Role
 from conserve_server.engines.vllm_metrics import REQUESTS, TRANSFERS, total, wanted_samples
+
+_SETTLE_LOOKS = 25
+_SETTLE_PAUSE_S = 0.2
 
 
 class Observer:
@@ -41,6 +46,15 @@ class Observer:
         """What the gateway observed of one conversation."""
         page = await self._page(self._base_url + conversation_path(conversation_id))
         return ConversationReport.from_json(json.loads(page))
+
+    async def settled(self, conversation_id: str) -> ConversationReport:
+        """The same once its joules are known, or after a while without."""
+        for _ in range(_SETTLE_LOOKS):
+            report = await self.conversation(conversation_id)
+            if not report.energy.pending:
+                break
+            await asyncio.sleep(_SETTLE_PAUSE_S)
+        return report
 
     async def progress(self) -> str:
         """A few words on what runs now."""
@@ -90,7 +104,8 @@ def _entry(report: ConversationReport) -> dict[str, Any]:
         "ttft_s": [turn.ttft_s for turn in turns],
         "ttfet_s": report.ttfet_s,
         "tools": [{"name": tool.name, "duration_s": tool.duration_s} for tool in report.tools],
-        "energy": report.energy,
+        "energy": asdict(report.energy),
+        "turn_j": [turn.energy.total_j for turn in turns],
         "emulated": report.emulated,
         "state": report.state,
         "reserved_kv_tokens": report.reserved_kv_tokens,
@@ -123,6 +138,7 @@ def print_summary(report: dict[str, Any], console: Console) -> None:
     lines = [
         f"{len(conversations)} conversations, {turns} turns on {_engines(report)}, {report['model']}",
         f"{cached} of {prompt} prompt tokens of later turns{share} came from the KV cache",
+        *_energy_lines(conversations),
         *_check_lines(report["checks"]),
     ]
     console.print("\n".join(lines), highlight=False, markup=False)
@@ -132,6 +148,21 @@ def _engines(report: dict[str, Any]) -> str:
     if report["engine"] == "emulated":
         return "EMULATED engines (modelled times)"
     return f"vLLM {report['engine_version']}"
+
+
+def _energy_lines(conversations: Sequence[dict[str, Any]]) -> list[str]:
+    """One line with all joules, and one more where some are not known."""
+    energies = [entry["energy"] for entry in conversations if "energy" in entry]
+    known = [energy for energy in energies if energy["total_j"] is not None]
+    reasons = {energy["reason"] for energy in energies if energy["total_j"] is None}
+    lines = [f"energy {reason}" for reason in sorted(reasons)]
+    if known:
+        total_j, gap_j = (sum(energy[key] or 0.0 for energy in known) for key in ("total_j", "gap_j"))
+        sources = ", ".join(sorted({energy["source"] for energy in known}))
+        lines.append(
+            f"{joules_text(total_j)} ({sources}), {joules_text(gap_j)} of them for KV held between turns"
+        )
+    return lines
 
 
 def _check_lines(found: dict[str, dict[str, Any]]) -> list[str]:

@@ -14,7 +14,19 @@ from collections.abc import Sequence
 from conserve_sdk._version import __version__
 from conserve_server.core.errors import ConfigError, ConserveError
 
-SUBCOMMANDS = ("demo", "serve", "up", "models", "trace", "record", "simulate", "calibrate", "bench", "plan")
+SUBCOMMANDS = (
+    "demo",
+    "serve",
+    "up",
+    "models",
+    "trace",
+    "record",
+    "simulate",
+    "calibrate",
+    "bench",
+    "plan",
+    "node-agent",
+)
 """Each is a module of this package with `add_parser(subparsers)` and `run(args) -> exit status`."""
 
 _SERVER_EXTRA = frozenset(
@@ -67,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _module(name: str):  # type: ignore[no-untyped-def]  # a module, whose functions mypy can't see
-    return importlib.import_module(f"conserve_server.cli.{name}")
+    return importlib.import_module(f"conserve_server.cli.{name.replace('-', '_')}")
 
 
 if __name__ == "__main__":

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from conserve_server.core.config import Config
+    from conserve_server.engines.engine import EngineSpec
     from conserve_server.engines.launcher import LocalPool
 
 
@@ -64,4 +66,26 @@ def _announce(pool: LocalPool) -> None:
     print("engines ready")
     for engine in pool.specs:
         print(f"  {engine.role:<7} {engine.name:<12} {engine.url}")
+    for line in power_caps(pool.specs):
+        print(f"  {line}")
     print("Ctrl-C stops them", flush=True)
+
+
+def power_caps(engines: Sequence[EngineSpec]) -> list[str]:
+    """The power cap of each GPU that an engine runs on, where there is a driver to ask."""
+    from conserve_server.core.errors import ConfigError
+    from conserve_server.energy.nvml import NvmlMeter
+
+    gpus = {gpu: engine.name for engine in engines for gpu in engine.gpus}
+    if not gpus:
+        return []
+    try:
+        meter = NvmlMeter(1.0, list(gpus))
+    except ConfigError as error:
+        return [f"power caps are not known: {error}"]
+    meter.close()
+    return [
+        f"GPU {device.name}, {device.label}: power cap {device.limit_w:g} W"
+        for device in meter.devices
+        if device.limit_w is not None
+    ]

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, StringConstraints, ValidationError, field_validator, model_validator
 
 from conserve_server.core.config_part import Part, Seconds
+from conserve_server.core.energy_config import EnergyConfig
 from conserve_server.core.errors import ConfigError
 from conserve_server.core.kv_config import KvConfig
 from conserve_server.core.policy_config import (
@@ -262,6 +263,7 @@ class Config(Part):
     kv: KvConfig = KvConfig()
     pools: PoolsConfig
     launcher: LauncherConfig = LauncherConfig()
+    energy: EnergyConfig = EnergyConfig()
     tiers: dict[str, TierConfig] = Field(default_factory=dict)
     """Speeds by the name that `pools.*.tiers` uses."""
 

@@ -11,6 +11,8 @@ from pydantic import Field
 
 from conserve_server.core.config_part import Part, Seconds
 
+Phase = Literal["prefill", "decode"]
+
 
 class EstimatesConfig(Part):
     """How waits are estimated from what is observed, for every policy that weighs them."""
@@ -151,9 +153,15 @@ class AMPDEmulatedConfig(Part):
 
 
 class TierConfig(Part):
-    """How fast engines of one kind are, where it is known beforehand."""
+    """What engines of one kind are, as far as it is known beforehand."""
 
-    prefill_tokens_per_s: float = Field(gt=0)
-    """Prompt tokens prefilled in a second by an engine that does nothing else."""
-    decode_step_s: Seconds
-    """Time of one decode step at a usual batch."""
+    prefill_tokens_per_s: float | None = Field(default=None, gt=0)
+    """Prompt tokens prefilled in a second by an engine that does nothing else; None: observed."""
+    decode_step_s: Seconds | None = None
+    """Time of one decode step at a usual batch; None: observed."""
+    prefers: Phase | None = None
+    """The phase that these engines should do before others do: fast ones prefill, capped ones decode."""
+    gpu: str | None = None
+    """Their GPU, for modelled energy; None: `energy.gpu`."""
+    power_cap_w: float | None = Field(default=None, gt=0)
+    """The power cap that they are meant to run under: modelled so, and compared with what a meter sees."""

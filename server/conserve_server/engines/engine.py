@@ -20,11 +20,15 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """An engine's name, role and base URL (without `/v1`). Names are unique in a cluster."""
+    """An engine's name, role and base URL (without `/v1`). Names are unique in a cluster.
+
+    `gpus`: those that it was started on, as CUDA names them; empty where that is not known.
+    """
 
     name: str
     role: Role
     url: str
+    gpus: tuple[str, ...] = ()
 
 
 def listed_engines(config: Config) -> tuple[EngineSpec, ...]:

@@ -56,6 +56,7 @@ class LocalPool:
         self._engines: tuple[LocalEngine, ...] = ()
         self._keepers: tuple[asyncio.Task[EngineStartError], ...] = ()
         self._stack = AsyncExitStack()
+        self._is_on_gpus = False
 
     @property
     def specs(self) -> tuple[EngineSpec, ...]:
@@ -110,6 +111,7 @@ class LocalPool:
             return lambda slot: emulated_command(config, slot, python=sys.executable)
         found = await find_vllm(python, needs_transfer=config.pools.prefill.count > 0)
         device = found.device if launcher.device == "auto" else launcher.device
+        self._is_on_gpus = device == "cuda"
         self._report(Progress("vllm", "ready", 0.0, f"{found.version} for {device}, {found.python}"))
         model = await prepare_model(config.model, python=found.python, report=self._report)
         return lambda slot: vllm_command(
@@ -119,8 +121,9 @@ class LocalPool:
     def _engine(self, slot: Slot, command: EngineCommand, run_dir: Path) -> LocalEngine:
         log = run_dir / "logs" / f"{slot.name}.log"
         log.write_text(f"$ {' '.join(command.argv)}\n")
+        gpus = tuple(gpu.strip() for gpu in slot.gpus.split(",")) if self._is_on_gpus else ()
         return LocalEngine(
-            EngineSpec(slot.name, slot.role, f"http://{HOST}:{slot.port}"),
+            EngineSpec(slot.name, slot.role, f"http://{HOST}:{slot.port}", gpus),
             command,
             model=self._config.model,
             log=log,

@@ -51,7 +51,14 @@ def write_record(config: Config, engines: Sequence[EngineSpec], pids: Mapping[st
         "pid": os.getpid(),
         "model": config.model,
         "engines": [
-            {"name": e.name, "role": str(e.role), "url": e.url, "pid": pids.get(e.name)} for e in engines
+            {
+                "name": e.name,
+                "role": str(e.role),
+                "url": e.url,
+                "pid": pids.get(e.name),
+                "gpus": list(e.gpus),
+            }
+            for e in engines
         ],
     }
     path = _record_path(Path(config.launcher.run_dir))
@@ -82,7 +89,9 @@ def read_record(config: Config) -> tuple[EngineSpec, ...]:
             f"the engines in {run_dir.absolute()} serve {document['model']}, the configuration says "
             f"{config.model}: use the configuration that conserve up was started with"
         )
-    return tuple(EngineSpec(e["name"], Role(e["role"]), e["url"]) for e in document["engines"])
+    return tuple(
+        EngineSpec(e["name"], Role(e["role"]), e["url"], tuple(e["gpus"])) for e in document["engines"]
+    )
 
 
 def _record_path(run_dir: Path) -> Path:

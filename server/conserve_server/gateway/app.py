@@ -32,6 +32,7 @@ from conserve_server.gateway.conversations import Conversations
 from conserve_server.gateway.coordinator import Coordinator
 from conserve_server.gateway.draining import Draining
 from conserve_server.gateway.endings import Endings
+from conserve_server.gateway.energy import GatewayEnergy
 from conserve_server.gateway.engine_drains import EngineDrains
 from conserve_server.gateway.engine_profiles import engine_profiles
 from conserve_server.gateway.errors import api_of, error_document, error_headers
@@ -65,6 +66,7 @@ class _Parts:
     conversations: Conversations
     drains: EngineDrains
     reload: Reload
+    energy: GatewayEnergy
 
 
 def create_app(
@@ -85,11 +87,12 @@ def create_app(
     """
     tenants = Tenants.from_config(config.gateway)
     stopping = draining or Draining()
+    energy = GatewayEnergy.from_config(config, engines, clock)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         with ExitStack() as stack:
-            parts = _build(config, engines, policy, clock, tracer, stack, tenants, load, stopping)
+            parts = _build(config, engines, policy, clock, tracer, stack, tenants, load, stopping, energy)
             app.router.routes.extend(_routes(parts))
             app.state.reload = lambda: parts.reload.apply(clock.now_s())
             async with asyncio.TaskGroup() as background:
@@ -98,12 +101,14 @@ def create_app(
                 signals = parts.conversations.signals
                 signals.start(background, parts.cluster.statuses, interval_s)
                 sweeping = background.create_task(_sweep(parts, clock, interval_s))
+                metering = background.create_task(parts.energy.run(), name="read the energy meters")
                 try:
                     yield
                 finally:
                     parts.cluster.stop()
                     signals.stop()
                     sweeping.cancel()
+                    metering.cancel()
 
     return Starlette(
         lifespan=lifespan,
@@ -141,6 +146,7 @@ def _build(
     tenants: Tenants,
     load: Callable[[], Config] | None,
     draining: Draining,
+    energy: GatewayEnergy,
 ) -> _Parts:
     gateway = config.gateway
     scheduler = Scheduler(
@@ -155,10 +161,16 @@ def _build(
     metrics = GatewayMetrics()
     signals = KvSignals(config.kv, scheduler, clock, metrics)
     conversations = Conversations.from_config(
-        gateway, coordinator, signals, draining, Endings(tracer, metrics, clock)
+        gateway, coordinator, signals, draining, Endings(tracer, metrics, clock), energy
     )
     make_engine = _engine_maker(config, signals, stack)
-    cluster = Cluster(map(make_engine, specs), coordinator, metrics, on_removed=signals.remove)
+    cluster = Cluster(
+        map(make_engine, specs),
+        coordinator,
+        metrics,
+        on_removed=signals.remove,
+        on_lost=energy.engine_lost,
+    )
     drains = EngineDrains(cluster, coordinator, timeout_s=gateway.engine_drain_timeout_s)
     reload = Reload(config, load, cluster=cluster, drains=drains, make_engine=make_engine)
     turns = Turns(
@@ -170,17 +182,23 @@ def _build(
         clock=clock,
         draining=draining,
         max_placements=gateway.max_placements,
+        energy=energy,
     )
     routes = Routes(
         cluster=cluster,
         coordinator=coordinator,
         metrics=metrics,
         tenants=tenants,
+        energy=energy,
         metrics_need_admin_key=gateway.metrics_need_admin_key,
         draining=draining,
     )
     of_conversations = ConversationRoutes(
-        conversations, coordinator.scheduler, tenants, body_timeout_s=gateway.body_timeout_s
+        conversations,
+        coordinator.scheduler,
+        tenants,
+        energy.factors,
+        body_timeout_s=gateway.body_timeout_s,
     )
     of_admin = AdminRoutes(cluster=cluster, drains=drains, reload=reload, tenants=tenants, clock=clock)
     endpoint, passing = _endpoints(config, turns, cluster, conversations, tenants)
@@ -188,7 +206,7 @@ def _build(
     live = LiveRoutes(view, tenants, write_timeout_s=gateway.write_timeout_s)
     tables = [each.table() for each in (routes, of_conversations, of_admin, passing, live)]
     every = [openapi_route(), *page_routes(), *(route for table in tables for route in table)]
-    return _Parts(endpoint, every, cluster, conversations, drains, reload)
+    return _Parts(endpoint, every, cluster, conversations, drains, reload, energy)
 
 
 def _endpoints(

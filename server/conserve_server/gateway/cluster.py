@@ -23,6 +23,10 @@ DOUBTED_INTERVAL_S = 0.1
 log = logging.getLogger(__name__)
 
 
+def ignore(_engine: str) -> None:
+    """Hear of a lost engine and do nothing."""
+
+
 class Cluster:
     """Every configured engine by name, with its latest status while it is up."""
 
@@ -33,11 +37,13 @@ class Cluster:
         metrics: GatewayMetrics,
         *,
         on_removed: Callable[[str], None] | None = None,
+        on_lost: Callable[[str], None] = ignore,
     ) -> None:
         self._engines = {engine.spec.name: engine for engine in engines}
         self._coordinator = coordinator
         self._metrics = metrics
         self._on_removed = on_removed
+        self._on_lost = on_lost
         self._failures: dict[str, int] = dict.fromkeys(self._engines, 0)
         self._legs: dict[str, set[asyncio.Timeout]] = {name: set() for name in self._engines}
         self._doubts: dict[str, asyncio.Event] = {name: asyncio.Event() for name in self._engines}
@@ -209,6 +215,7 @@ class Cluster:
     def _lost(self, name: str) -> None:
         """What the engine held is gone. The scheduler is told first: it places what breaks now."""
         self._coordinator.engine_down(name)
+        self._on_lost(name)
         now_s = asyncio.get_running_loop().time()
         for limit in self._legs[name]:
             limit.reschedule(now_s)

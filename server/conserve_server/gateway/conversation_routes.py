@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from conserve_sdk.protocol import CONVERSATIONS_PATH, Outcome, ToolEvent, clean_id
 from conserve_server.core.errors import InvalidRequest
+from conserve_server.energy.accounts import Factors
 from conserve_server.gateway.conversations import Conversations
 from conserve_server.gateway.limits import BodyLimits
 from conserve_server.gateway.record import ConversationRecord
@@ -45,12 +46,19 @@ class ConversationRoutes:
     """What was observed of conversations, and what their clients may say about them."""
 
     def __init__(
-        self, conversations: Conversations, scheduler: Scheduler, tenants: Tenants, *, body_timeout_s: float
+        self,
+        conversations: Conversations,
+        scheduler: Scheduler,
+        tenants: Tenants,
+        factors: Factors,
+        *,
+        body_timeout_s: float,
     ) -> None:
         self._conversations = conversations
         self._scheduler = scheduler
         self._tenants = tenants
         self._body_limits = BodyLimits(MAX_EVENTS_BYTES, body_timeout_s, fix="send fewer events at once")
+        self._factors = factors
 
     def table(self) -> list[Route]:
         """The routes, for the application."""
@@ -129,6 +137,7 @@ class ConversationRoutes:
             state=live.state if live else "new",
             reserved_kv_tokens=self._scheduler.reserved_tokens(record.identity.key),
             children=tuple(branch.identity.conversation_id for branch in branches),
+            factors=self._factors,
         )
         return report.to_json()
 

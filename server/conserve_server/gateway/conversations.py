@@ -13,6 +13,7 @@ from conserve_server.gateway.conversation_log import ConversationLog
 from conserve_server.gateway.coordinator import Coordinator
 from conserve_server.gateway.draining import Draining
 from conserve_server.gateway.endings import Endings
+from conserve_server.gateway.energy import GatewayEnergy
 from conserve_server.gateway.identity import Identity, tenant_of
 from conserve_server.gateway.kv_signals import KvSignals
 from conserve_server.gateway.recognition import Recognition, Watch
@@ -47,6 +48,7 @@ class Conversations:
         endings: Endings,
         max_waiting_turns: int,
         draining: Draining,
+        energy: GatewayEnergy,
     ) -> None:
         self._coordinator = coordinator
         self.log = log
@@ -60,6 +62,7 @@ class Conversations:
         self._endings = endings
         self._max_waiting_turns = max_waiting_turns
         self._draining = draining
+        self._energy = energy
         self._resting: dict[str, OrderedDict[str, float]] = {}
         """By tenant: synthetic conversations without a turn, and since when."""
 
@@ -71,6 +74,7 @@ class Conversations:
         signals: KvSignals,
         draining: Draining,
         endings: Endings,
+        energy: GatewayEnergy,
     ) -> Conversations:
         own = {
             name: tenant.max_conversations
@@ -90,6 +94,7 @@ class Conversations:
             endings=endings,
             max_waiting_turns=gateway.max_waiting_turns,
             draining=draining,
+            energy=energy,
         )
 
     # -- turns ---------------------------------------------------------------------------------
@@ -154,6 +159,7 @@ class Conversations:
         self._resting.get(identity.tenant, OrderedDict()).pop(identity.key, None)
         self.recognition.forget(identity)
         self.log.end(record, ended_as)
+        self._energy.conversation_ended(record.energy)
         self._coordinator.end_conversation(identity.key)
         self.signals.conversation_ended(record)
         if is_new and not record.has_turns:

@@ -41,7 +41,9 @@ class Endings:
             return
         report = record.report(state=record.ended_as or "", reserved_kv_tokens=0)
         e2e_s = record.last_end_s - record.first_arrival_s
-        summary = ConversationSummary.of(report, e2e_s=e2e_s, rebinds=len(record.rebinds))
+        summary = ConversationSummary.of(
+            report, e2e_s=e2e_s, rebinds=len(record.rebinds), energy_j=report.energy.total_j
+        )
         self._metrics.conversation_ended(summary)
         end_ns = self._wall_clock_ns() - round((self._clock.now_s() - record.last_end_s) * 1e9)
         write_conversation_span(

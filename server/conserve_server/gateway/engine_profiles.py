@@ -1,4 +1,4 @@
-"""The engines as the scheduler knows them: what each may do and how fast its tier is."""
+"""The engines as the scheduler knows them: what each may do, how fast its tier is, what that is for."""
 
 from __future__ import annotations
 
@@ -29,4 +29,5 @@ def profile_at(config: Config, spec: EngineSpec, index: int) -> EngineProfile:
         takes_conversations=spec.role is Role.DECODE or pool.has_both_roles,
         prefill_tokens_per_s=tier.prefill_tokens_per_s if tier else None,
         decode_step_s=tier.decode_step_s if tier else None,
+        prefers=tier.prefers if tier else None,
     )

@@ -12,6 +12,8 @@ from conserve_sdk.protocol import (
     RECEIPT_CACHED_TOKENS,
     RECEIPT_DECODER,
     RECEIPT_EMULATED,
+    RECEIPT_ENERGY_J,
+    RECEIPT_ENERGY_SOURCE,
     RECEIPT_PATH,
     RECEIPT_PLACEMENTS,
     RECEIPT_PREFILLER,
@@ -25,11 +27,13 @@ from conserve_sdk.protocol import (
 )
 from conserve_server.core.errors import EngineFailed
 from conserve_server.core.turn import Placement, Turn
+from conserve_server.energy.accounts import weakest
 from conserve_server.engines.wire import EngineTiming, Usage
 from conserve_server.gateway.identity import Identity
 from conserve_server.gateway.recognition import Watch
 from conserve_server.gateway.record import ConversationRecord
 from conserve_server.gateway.request import TurnRequest
+from conserve_server.gateway.turn_energy import TurnEnergy
 from conserve_server.telemetry import names
 
 _SHARED_USAGE = (names.INPUT_TOKENS, names.OUTPUT_TOKENS, names.CACHE_READ_TOKENS)
@@ -48,6 +52,7 @@ class LiveTurn:
     index: int
     arrived_s: float
     gap_s: float
+    energy: TurnEnergy
     watch: Watch | None = None
     placement: Placement | None = None
     rebind: RebindCause | None = None
@@ -198,6 +203,10 @@ class LiveTurn:
             headers[RECEIPT_CACHED_TOKENS] = str(self.usage.cached_tokens)
         if self.is_emulated:
             headers[RECEIPT_EMULATED] = "true"
+        energy = self.record.energy
+        if energy.sources and not energy.unmetered:
+            headers[RECEIPT_ENERGY_J] = f"{energy.total_j:.3f}"
+            headers[RECEIPT_ENERGY_SOURCE] = weakest(energy.sources)
         return headers
 
 

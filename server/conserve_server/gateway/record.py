@@ -6,7 +6,7 @@ Bindings and reservations are the scheduler's; nothing here decides anything.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from opentelemetry.trace import SpanContext
@@ -21,6 +21,7 @@ from conserve_sdk.protocol import (
     TurnReport,
 )
 from conserve_server.core.errors import InvalidRequest
+from conserve_server.energy.accounts import ConversationAccount, Factors, TurnAccount
 from conserve_server.gateway.identity import DEFAULT_TENANT, Identity
 
 MAX_TOOLS = 10_000
@@ -29,6 +30,7 @@ MAX_LINKS = 128
 """Turns, the latest, that a conversation's summary links to: OpenTelemetry's own limit for a span."""
 ENDED = "ended"
 EXPIRED = "expired"
+NO_FACTORS = Factors()
 
 
 class Running(Protocol):
@@ -58,9 +60,14 @@ class ConversationRecord:
     turn_spans: deque[SpanContext] = field(default_factory=lambda: deque(maxlen=MAX_LINKS))
     ttfet_s: float | None = None
     gap_s: float = 0.0
+    energy: ConversationAccount = field(init=False)
+    turn_accounts: dict[int, TurnAccount] = field(default_factory=dict)
     _running: int = 0
     _last_end_s: float | None = None
     _last_effective_turn: int = 0
+
+    def __post_init__(self) -> None:
+        self.energy = ConversationAccount(self.identity.tenant, self.identity.model)
 
     @property
     def has_turns(self) -> bool:
@@ -112,10 +119,23 @@ class ConversationRecord:
             )
         self.tools[event.call_id] = ToolReport(event.call_id, event.name, event.duration_s, event.outcome)
 
+    def _turn_report(self, index: int, factors: Factors) -> TurnReport:
+        account = self.turn_accounts.get(index)
+        return (
+            self.turns[index]
+            if account is None
+            else replace(self.turns[index], energy=account.report(factors))
+        )
+
     def report(
-        self, *, state: str, reserved_kv_tokens: int, children: tuple[str, ...] = ()
+        self,
+        *,
+        state: str,
+        reserved_kv_tokens: int,
+        children: tuple[str, ...] = (),
+        factors: Factors = NO_FACTORS,
     ) -> ConversationReport:
-        """The report, with what only the scheduler and the log know."""
+        """The report, with what only the scheduler and the log know. Joules are those known by now."""
         return ConversationReport(
             id=self.identity.conversation_id,
             state=self.ended_as or state,
@@ -132,6 +152,7 @@ class ConversationRecord:
             reserved_kv_tokens=reserved_kv_tokens,
             ttfet_s=self.ttfet_s,
             emulated=self.is_emulated,
-            turns=tuple(self.turns[i] for i in sorted(self.turns)),
+            energy=self.energy.report(factors),
+            turns=tuple(self._turn_report(i, factors) for i in sorted(self.turns)),
             tools=tuple(self.tools.values()),
         )

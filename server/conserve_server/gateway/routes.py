@@ -1,4 +1,4 @@
-"""The gateway's routes that know no conversation: models, health, metrics."""
+"""The gateway's routes that know no conversation: models, energy, health, metrics."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from starlette.routing import Route
 from conserve_server.gateway.cluster import Cluster
 from conserve_server.gateway.coordinator import Coordinator
 from conserve_server.gateway.draining import Draining
+from conserve_server.gateway.energy import GatewayEnergy
 from conserve_server.gateway.tenants import Tenants, authorization_of
 from conserve_server.telemetry.metrics import CONTENT_TYPE, GatewayMetrics
 
@@ -25,6 +26,7 @@ class Routes:
         coordinator: Coordinator,
         metrics: GatewayMetrics,
         tenants: Tenants,
+        energy: GatewayEnergy,
         metrics_need_admin_key: bool,
         draining: Draining,
     ) -> None:
@@ -32,6 +34,7 @@ class Routes:
         self._coordinator = coordinator
         self._metrics = metrics
         self._tenants = tenants
+        self._energy = energy
         self._metrics_need_admin_key = metrics_need_admin_key
         self._draining = draining
 
@@ -39,6 +42,7 @@ class Routes:
         """The routes, for the application."""
         return [
             Route("/v1/models", self.models),
+            Route("/v1/energy", self.energy),
             Route("/health", self.health),
             Route("/metrics", self.metrics),
         ]
@@ -62,9 +66,14 @@ class Routes:
             document |= {
                 "engines": [self._cluster.describe(engine.spec.name) for engine in self._cluster.engines],
                 "waiting_turns": self._coordinator.scheduler.waiting_turns,
-                "energy": "not measured: no energy meter is configured",
+                "energy": self._energy.health(),
             }
         return JSONResponse(document, 200 if can_serve else 503)
+
+    async def energy(self, request: Request) -> Response:
+        """What was charged since the start, to the caller's tenant or, for the admin, to all."""
+        caller = self._tenants.caller(authorization_of(request.headers))
+        return JSONResponse(self._energy.totals(caller.tenant))
 
     async def metrics(self, request: Request) -> Response:
         """The Prometheus page, gauges as of now."""
@@ -82,4 +91,5 @@ class Routes:
         for conversation in scheduler.conversations:
             by_state[conversation.state] = by_state.get(conversation.state, 0) + 1
         self._metrics.set_queues(waiting=scheduler.waiting_turns, by_state=by_state)
+        self._energy.scrape(self._metrics.energy)
         return Response(self._metrics.page(), media_type=CONTENT_TYPE)

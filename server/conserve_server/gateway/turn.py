@@ -18,6 +18,7 @@ from conserve_server.gateway.cluster import Cluster
 from conserve_server.gateway.conversations import Conversations
 from conserve_server.gateway.coordinator import Coordinator
 from conserve_server.gateway.draining import Draining
+from conserve_server.gateway.energy import GatewayEnergy
 from conserve_server.gateway.identity import DEFAULT_TENANT, Identity
 from conserve_server.gateway.live_turn import LiveTurn, span_attributes
 from conserve_server.gateway.readers import document_reader, stream_reader
@@ -53,6 +54,7 @@ class Turns:
         clock: Clock,
         draining: Draining,
         max_placements: int,
+        energy: GatewayEnergy,
     ) -> None:
         self._coordinator = coordinator
         self._cluster = cluster
@@ -62,6 +64,7 @@ class Turns:
         self._clock = clock
         self._draining = draining
         self._max_placements = max_placements
+        self._energy = energy
 
     async def serve(
         self,
@@ -105,7 +108,9 @@ class Turns:
         index = record.begin_turn(now_s)
         turn = self._coordinator.arrive(identity.key, len(request.body))
         self._conversations.make_room()
-        live = LiveTurn(turn, request, identity, record, index, now_s, record.gap_s, watch)
+        energy = self._energy.turn_began(record.energy, now_s)
+        record.turn_accounts[index] = energy.account
+        live = LiveTurn(turn, request, identity, record, index, now_s, record.gap_s, energy, watch)
         record.running[index] = live
         return live
 
@@ -127,6 +132,7 @@ class Turns:
             output_tokens=usage.completion_tokens if usage else None,
             cached_tokens=usage.cached_tokens if usage else None,
         )
+        self._energy.turn_ended(live, trace, now_s)
         is_completed = outcome is Outcome.COMPLETED
         self._conversations.turn_ended(
             live.identity, live.record, live.watch, is_completed=is_completed, now_s=now_s
@@ -193,6 +199,7 @@ class Turns:
         prefiller = live.placement.prefiller
         started_s = self._clock.now_s()
         attributes = {names.PREFILLER: prefiller}
+        live.energy.prefill_starts(prefiller, live.turn.prompt_tokens, started_s)
         try:
             async with self._cluster.leg(prefiller) as engine:
                 with trace.step(names.SPAN_PREFILL, attributes, SpanKind.CLIENT) as span:
@@ -202,10 +209,13 @@ class Turns:
                     span.set_attribute(names.TURN_INPUT_TOKENS, answer.prompt_tokens)
         except EngineFailed as error:
             _log_failure("prefill", live, error)
+            live.energy.prefill_ends(self._clock.now_s())
             self._coordinator.prefill_failed(live.turn, is_lost=live.is_lost_by(error))
             self._cluster.doubt(prefiller)
             return None
-        live.prefill_s = self._clock.now_s() - started_s
+        now_s = self._clock.now_s()
+        live.prefill_s = now_s - started_s
+        live.energy.prefill_ends(now_s, answer.prompt_tokens, answer.cached_tokens)
         self._coordinator.prefilled(
             live.turn, answer.prompt_tokens, len(live.request.body), answer.cached_tokens
         )
@@ -231,7 +241,15 @@ class Turns:
         decoder = live.placement.decoder
         body = live.request.decode_body(params, live.priority)
         with trace.step(names.SPAN_DECODE, {names.DECODER: decoder}, SpanKind.CLIENT) as span:
-            live.decode_starts(self._clock.now_s())
+            now_s = self._clock.now_s()
+            live.decode_starts(now_s)
+            live.energy.decode_starts(
+                decoder,
+                live.turn.prompt_tokens,
+                now_s,
+                moves_kv=params is not None,
+                is_streamed=live.request.is_streamed,
+            )
             async with (
                 self._cluster.leg(decoder) as engine,
                 engine.send(live.request.path, body, _leg_headers(live, span)) as answer,
@@ -300,6 +318,7 @@ class Turns:
     def _has_output(self, live: LiveTurn) -> None:
         """The decoder has answered: a binding holds from here on."""
         live.first_output_s = self._clock.now_s()
+        live.energy.first_token(live.first_output_s)
         if live.placement is None:
             return
         if live.placement.path is not Path.PINNED:

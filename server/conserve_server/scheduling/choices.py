@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from conserve_sdk.protocol import Path
+from conserve_server.core.policy_config import Phase
 from conserve_server.core.turn import Placement
 from conserve_server.scheduling.policy import EngineView, TurnView
 
@@ -17,6 +18,15 @@ def fitting(decoders: Sequence[EngineView], tokens: float) -> list[EngineView]:
     """
     largest = max((d.budget_tokens for d in decoders), default=0)
     return [d for d in decoders if d.free_tokens >= min(tokens, largest)]
+
+
+def preferred(engines: Sequence[EngineView], phase: Phase) -> list[EngineView]:
+    """Of the engines those whose tier is for this phase; without such, those for both; else all."""
+    for wanted in (phase, None):
+        found = [e for e in engines if e.prefers == wanted]
+        if found:
+            return found
+    return list(engines)
 
 
 def freest(decoders: Collection[EngineView]) -> EngineView | None:

@@ -3,8 +3,9 @@
 First turn: the prefiller with the fewest queued prompt tokens; the decoder with the most
 free KV among those where the need fits, room on it reserved before the prefill starts.
 Later turns: the bound decoder, whatever its load. The need is the first turn's length
-(`grow`), or the conversation's total in the replay of a trace (`oracle`). Reads queued
-prompt tokens, reserved KV tokens and the first turn's length.
+(`grow`), or the conversation's total in the replay of a trace (`oracle`). Where tiers are for
+one phase, engines of that tier go first in it. Reads queued prompt tokens, reserved KV tokens,
+the first turn's length and what tiers are for.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from conserve_server.core.errors import ConfigError
 from conserve_server.core.policy_config import ConServeConfig
 from conserve_server.core.turn import Placement
-from conserve_server.scheduling.choices import fitting, freest, placed, shortest_queue
+from conserve_server.scheduling.choices import fitting, freest, placed, preferred, shortest_queue
 from conserve_server.scheduling.policy import ClusterView, TurnView
 
 
@@ -26,10 +27,11 @@ class ConServe:
         if turn.bound_decoder is not None:
             return placed(turn, turn.bound_decoder, None)
         total_tokens = _total_tokens(turn) if self._is_oracle else None
-        decoder = freest(fitting(cluster.decoders, total_tokens or turn.prompt_tokens))
+        decoder = freest(preferred(fitting(cluster.decoders, total_tokens or turn.prompt_tokens), "decode"))
         if decoder is None:
             return None
-        prefiller = shortest_queue(cluster.prefillers, but=decoder.name)
+        others = [p for p in cluster.prefillers if p.name != decoder.name]
+        prefiller = shortest_queue(preferred(others, "prefill"))
         return placed(turn, decoder.name, prefiller, reserve_tokens=total_tokens)
 
 

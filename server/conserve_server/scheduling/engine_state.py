@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from conserve_server.core.policy_config import EstimatesConfig
+from conserve_server.core.policy_config import EstimatesConfig, Phase
 from conserve_server.scheduling.ledger import DecoderLedger
 from conserve_server.scheduling.observations import Smoothed, Window
 from conserve_server.scheduling.policy import EngineView
@@ -16,7 +16,7 @@ class EngineProfile:
     """What the configuration says of an engine. Names are unique.
 
     `takes_prefills`: it may prefill for another; `takes_conversations`: it may be bound to
-    one. Speeds are None where they are to be observed.
+    one. Speeds are None where they are to be observed. `prefers`: the phase that its tier is for.
     """
 
     name: str
@@ -24,6 +24,7 @@ class EngineProfile:
     takes_conversations: bool = False
     prefill_tokens_per_s: float | None = None
     decode_step_s: float | None = None
+    prefers: Phase | None = None
 
 
 class EngineState:
@@ -141,4 +142,5 @@ class EngineState:
             decode_step_s=profile.decode_step_s or self._step_s.value,
             ttft_s=self._ttft.mean(now_s),
             itl_s=self._itl.mean(now_s),
+            prefers=profile.prefers,
         )

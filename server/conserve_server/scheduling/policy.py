@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
+from conserve_server.core.policy_config import Phase
 from conserve_server.core.turn import Placement
 
 
@@ -23,7 +24,8 @@ class EngineView:
     hold; `unaccounted_tokens` are KV that the engine reports beyond those. `queued_tokens` are
     uncached prompt tokens that were sent to it and are not prefilled yet. `running_turns` were
     sent to it for decoding; `unaccounted_turns` it reports beyond what was sent. `ttft_s` and
-    `itl_s` are means over the window, None where nothing was observed in it.
+    `itl_s` are means over the window, None where nothing was observed in it. `prefers`: the phase
+    that its tier is for, None where it is for both.
     """
 
     name: str
@@ -40,6 +42,7 @@ class EngineView:
     decode_step_s: float = 0.03
     ttft_s: float | None = None
     itl_s: float | None = None
+    prefers: Phase | None = None
 
     @property
     def free_tokens(self) -> int:

@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from conserve_sdk.protocol import TurnReport
+from conserve_server.telemetry.energy_metrics import EnergyMetrics
 from conserve_server.telemetry.summary import ConversationSummary
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
@@ -71,6 +72,7 @@ class GatewayMetrics:
             "conserve_overcommitted_kv_tokens", "Growth of bound conversations beyond the budget.",
             ("engine",), registry=registry,
         )  # fmt: skip
+        self.energy = EnergyMetrics(registry)
 
         self._kv_signals = Counter(
             "conserve_kv_signals", "Conversations that an engine's plugin was told of.",

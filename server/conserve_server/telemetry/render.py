@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from conserve_sdk.protocol import Outcome
+from conserve_sdk.protocol import Outcome, joules_text
 from conserve_server.telemetry.bars import Mark, Window, axis, bar
 from conserve_server.telemetry.conversations import ConversationLine, short_ids
 from conserve_server.telemetry.timeline import Phase, Row, Timeline, ToolRow, TurnRow, rows_of
@@ -104,9 +104,20 @@ def _header(timeline: Timeline) -> Text:
         Text.assemble(("conversation ", ""), (_clean(timeline.conversation_id), "bold")),
         Text(_clean(", ".join(who))),
         Text(_clean(", ".join(what))),
+        *(Text(_clean(line)) for line in _energy(timeline)),
         *(Text(_clean(note), style="yellow") for note in _notes(timeline)),
     ]
     return Text("\n").join(lines)
+
+
+def _energy(timeline: Timeline) -> list[str]:
+    """A line where every turn's joules are known, and how they are."""
+    if timeline.energy_j is None:
+        return []
+    sources = ", ".join(sorted({turn.energy_source or "?" for turn in timeline.turns}))
+    output_tokens = sum(turn.output_tokens or 0 for turn in timeline.turns)
+    each = f", {joules_text(timeline.energy_j / output_tokens)} per output token" if output_tokens else ""
+    return [f"energy of its turns {joules_text(timeline.energy_j)} ({sources}){each}"]
 
 
 def _notes(timeline: Timeline) -> list[str]:

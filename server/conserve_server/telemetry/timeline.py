@@ -71,6 +71,8 @@ class TurnRow:
     ttft_s: float | None = None
     error: str | None = None
     rebind: str | None = None
+    energy_j: float | None = None
+    energy_source: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,12 @@ class Timeline:
     @property
     def kv_transfers(self) -> int:
         return sum(s.phase is Phase.TRANSFER for turn in self.turns for s in turn.segments)
+
+    @property
+    def energy_j(self) -> float | None:
+        """Joules of its turns, those between them not counted; None unless all of them are known."""
+        known = [turn.energy_j for turn in self.turns if turn.energy_j is not None]
+        return sum(known) if known and len(known) == len(self.turns) else None
 
     @property
     def ttfet_s(self) -> float | None:
@@ -198,6 +206,7 @@ def _by_parent(ordered: Iterable[Span]) -> dict[str, list[Span]]:
 def _turn(span: Span, children: Sequence[Span], zero_ns: int) -> TurnRow:
     path = span.text(names.TURN_PATH)
     start_s, end_s = _interval(span, zero_ns)
+    energy = next((child for child in children if child.name == names.SPAN_ENERGY), None)
     return TurnRow(
         index=span.count(names.TURN_INDEX),
         start_s=start_s,
@@ -213,6 +222,8 @@ def _turn(span: Span, children: Sequence[Span], zero_ns: int) -> TurnRow:
         ttft_s=span.seconds(names.TURN_TTFT_S),
         error=span.text(names.ERROR_TYPE),
         rebind=span.text(names.REBIND_CAUSE),
+        energy_j=energy.seconds(names.ENERGY_J) if energy is not None else None,
+        energy_source=energy.text(names.ENERGY_SOURCE) if energy is not None else None,
     )
 
 
