@@ -43,9 +43,11 @@ from conserve_server.gateway.routes import Routes
 from conserve_server.gateway.tenants import Tenants
 from conserve_server.gateway.turn import Turns
 from conserve_server.gateway.turn_endpoint import TurnEndpoint
+from conserve_server.gateway.turn_protocol import TURN_ROUTES
 from conserve_server.scheduling.policy import Policy
 from conserve_server.scheduling.scheduler import Scheduler
 from conserve_server.telemetry.metrics import GatewayMetrics
+from conserve_server.telemetry.spans import TurnTraces
 
 log = logging.getLogger(__name__)
 
@@ -70,14 +72,14 @@ def create_app(
     tenants = Tenants.from_config(config.gateway)
 
     @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(app: Starlette) -> AsyncIterator[dict[str, object]]:
         with ExitStack() as stack:
             parts = _build(config, engines, policy, clock, tracer, stack, tenants)
             app.router.routes.extend(_routes(parts))
             async with asyncio.TaskGroup() as background:
                 tasks = _start_background(background, parts, config, clock)
                 try:
-                    yield
+                    yield {TURN_ROUTES: {path.encode(): parts.endpoint for path in API_OF}}
                 finally:
                     for task in tasks:
                         task.cancel()
@@ -140,7 +142,7 @@ def _build(
         cluster=cluster,
         conversations=conversations,
         metrics=metrics,
-        tracer=tracer,
+        traces=TurnTraces(tracer, gateway.max_traced_turns_per_s),
         clock=clock,
     )
     routes = Routes(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from conserve_server.core.clock import Clock
 from conserve_server.core.errors import EngineFailed
@@ -27,6 +27,8 @@ class Cluster:
         self._failures: dict[str, int] = dict.fromkeys(self._engines, 0)
         self.statuses: dict[str, EngineStatus] = {}
         """The last look at each engine that is up."""
+        self.models: Mapping[str, EngineStatus] = {}
+        """The served models, each with a decode engine's status that names it."""
 
     def engine(self, name: str) -> Engine:
         return self._engines[name]
@@ -39,12 +41,6 @@ class Cluster:
     def can_serve(self) -> bool:
         """Whether a decode engine is up."""
         return any(self._engines[name].spec.role is Role.DECODE for name in self.statuses)
-
-    @property
-    def models(self) -> dict[str, EngineStatus]:
-        """The served models, each with a decode engine's status that names it."""
-        decoders = {n: s for n, s in self.statuses.items() if self._engines[n].spec.role is Role.DECODE}
-        return {model: status for status in decoders.values() for model in status.models}
 
     async def watch(self, engine: Engine, clock: Clock, interval_s: float) -> None:
         """Look at one engine for ever, and tell the scheduler when it comes, goes or was replaced."""
@@ -67,11 +63,16 @@ class Cluster:
             log.warning("engine %s was restarted: its conversations are placed anew", name)
             self._coordinator.engine_down(name)
         self.statuses[name] = status
+        self._list_models()
         self._metrics.set_engine(name, engine.spec.role, is_up=True)
         self._coordinator.engine_up(name, status.kv_capacity_tokens)
         self._coordinator.engine_observed(
             name, kv_usage=status.kv_usage, running=status.running, waiting=status.waiting
         )
+
+    def _list_models(self) -> None:
+        decoders = (s for n, s in self.statuses.items() if self._engines[n].spec.role is Role.DECODE)
+        self.models = {model: status for status in decoders for model in status.models}
 
     def _missed(self, engine: Engine, error: EngineFailed) -> None:
         name = engine.spec.name
@@ -79,6 +80,7 @@ class Cluster:
         if name in self.statuses and self._failures[name] >= FAILED_LOOKS:
             log.warning("engine %s is down: %s", name, error)
             del self.statuses[name]
+            self._list_models()
             self._coordinator.engine_down(name)
         if name not in self.statuses:
             self._metrics.set_engine(name, engine.spec.role, is_up=False)

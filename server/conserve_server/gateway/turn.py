@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 
-from opentelemetry.trace import Span, SpanKind, Tracer
+from opentelemetry.trace import Span, SpanKind
 
 from conserve_sdk.protocol import RECEIPT_EMULATED, Outcome, Path
 from conserve_server.core.clock import Clock
@@ -29,7 +28,7 @@ from conserve_server.gateway.stream import AnswerReader
 from conserve_server.scheduling.actions import StartDecode
 from conserve_server.telemetry import names
 from conserve_server.telemetry.metrics import GatewayMetrics
-from conserve_server.telemetry.spans import TurnTrace, trace_headers
+from conserve_server.telemetry.spans import TurnTrace, TurnTraces
 
 log = logging.getLogger(__name__)
 
@@ -44,14 +43,14 @@ class Turns:
         cluster: Cluster,
         conversations: Conversations,
         metrics: GatewayMetrics,
-        tracer: Tracer,
+        traces: TurnTraces,
         clock: Clock,
     ) -> None:
         self._coordinator = coordinator
         self._cluster = cluster
         self._conversations = conversations
         self._metrics = metrics
-        self._tracer = tracer
+        self._traces = traces
         self._clock = clock
 
     async def serve(
@@ -68,7 +67,9 @@ class Turns:
         that no client named is gathered for it.
         """
         live = self._begin(request, identity, watch)
-        trace = TurnTrace(self._tracer, headers, identity.conversation_id, _first_attributes(live, identity))
+        trace = self._traces.begin(
+            headers, identity.conversation_id, lambda: _first_attributes(live, identity), live.arrived_s
+        )
         outcome, error = Outcome.FAILED, None
         try:
             await self._run(live, trace, reply)
@@ -101,9 +102,14 @@ class Turns:
         live.record.end_turn(report, live.first_token_s, live.gap_s, now_s)
         self._add_transfer(live, trace)
         error_type = error.code if error else "engine_refused" if live.refused else None
-        is_counted = trace.has_parent and (live.request.wants_usage or not live.request.is_streamed)
-        attributes = span_attributes(report, is_emulated=live.is_emulated, is_counted_by_client=is_counted)
-        trace.end(attributes, error_type=error_type, message=message)
+        if trace.is_recorded:
+            is_counted = trace.has_parent and (live.request.wants_usage or not live.request.is_streamed)
+            attributes = span_attributes(
+                report, is_emulated=live.is_emulated, is_counted_by_client=is_counted
+            )
+            trace.end(attributes, error_type=error_type, message=message)
+        elif self._traces.records:
+            self._metrics.turn_untraced()
         self._metrics.turn_ended(report)
         usage = live.usage
         self._coordinator.ended(
@@ -157,7 +163,7 @@ class Turns:
         attributes = {names.PREFILLER: engine.spec.name}
         try:
             with trace.step(names.SPAN_PREFILL, attributes, SpanKind.CLIENT) as span:
-                headers = _leg_headers(live, span)
+                headers = _leg_headers(live, trace, span)
                 answer = await engine.prefill(
                     live.request.path, live.request.prefill_body(live.priority), headers
                 )
@@ -178,20 +184,6 @@ class Turns:
         return answer
 
     async def _decode(self, live: LiveTurn, trace: TurnTrace, params: bytes | None, reply: Reply) -> None:
-        async with self._decode_leg(live, trace, params) as answer:
-            live.is_emulated = answer.headers.get(RECEIPT_EMULATED) == "true"
-            live.record.is_emulated = live.is_emulated
-            if answer.status >= 400:
-                await self._pass_refusal(live, answer, reply)
-            elif live.request.is_streamed:
-                await self._stream(live, answer, reply)
-            else:
-                await self._answer_whole(live, answer, reply)
-
-    @asynccontextmanager
-    async def _decode_leg(
-        self, live: LiveTurn, trace: TurnTrace, params: bytes | None
-    ) -> AsyncIterator[Answer]:
         if live.placement is None:
             raise RuntimeError("a decode leg needs a decoder")
         engine = self._cluster.engine(live.placement.decoder)
@@ -199,8 +191,19 @@ class Turns:
         attributes = {names.DECODER: engine.spec.name}
         with trace.step(names.SPAN_DECODE, attributes, SpanKind.CLIENT) as span:
             live.decode_starts(self._clock.now_s())
-            async with engine.send(live.request.path, body, _leg_headers(live, span)) as answer:
-                yield answer
+            async with engine.send(live.request.path, body, _leg_headers(live, trace, span)) as answer:
+                await self._pass_on(live, answer, reply)
+
+    async def _pass_on(self, live: LiveTurn, answer: Answer, reply: Reply) -> None:
+        """The decoder's answer, to the client."""
+        live.is_emulated = answer.headers.get(RECEIPT_EMULATED) == "true"
+        live.record.is_emulated = live.is_emulated
+        if answer.status >= 400:
+            await self._pass_refusal(live, answer, reply)
+        elif live.request.is_streamed:
+            await self._stream(live, answer, reply)
+        else:
+            await self._answer_whole(live, answer, reply)
 
     async def _stream(self, live: LiveTurn, answer: Answer, reply: Reply) -> None:
         gatherer = live.watch.answer if live.watch is not None else None
@@ -284,12 +287,12 @@ class Turns:
         return {"content-type": content_type, "cache-control": "no-store", **live.receipt()}
 
 
-def _leg_headers(live: LiveTurn, span: Span) -> dict[str, str]:
+def _leg_headers(live: LiveTurn, trace: TurnTrace, span: Span) -> dict[str, str]:
     """What an engine is told besides the body: the conversation (vLLM reads it), the request, the trace."""
     return {
         "x-session-id": live.identity.engine_session,
         REQUEST_ID: live.request.request_id,
-        **trace_headers(span),
+        **trace.headers(span),
     }
 
 
