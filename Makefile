@@ -6,6 +6,8 @@ ENGINE ?= vllm
 VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.8
+ROUTER_VERSION := 0.1.17
+SECONDS ?= 600
 SOURCES := conserve_sdk server/conserve_server server/conserve_vllm integrations/conserve_integrations
 TYPED := $(SOURCES) tests examples bench
 
@@ -78,6 +80,20 @@ bench-live: env vllm-env
 validate: env
 	$(BIN)/python bench/validate_timing.py
 
+.PHONY: bench-gateway
+bench-gateway: env .venv-router/.ready
+	$(BIN)/python bench/gateway.py
+
+.PHONY: soak
+soak: env
+	$(BIN)/python bench/soak.py --seconds $(SECONDS)
+
+# What the gateway is compared with, in an environment of its own.
+.venv-router/.ready: | $(VENV)/.ready
+	$(PYTHON) -m venv --clear .venv-router
+	$(BIN)/uv pip install --quiet --python .venv-router/bin/python vllm-router==$(ROUTER_VERSION)
+	@touch $@
+
 # Samples again the step time grids that the simulator ships with; the package it asks is large.
 .PHONY: grids
 grids: env
@@ -117,4 +133,4 @@ phoenix-env mlflow-env: %-env: .venv-%/.ready
 
 .PHONY: clean
 clean:
-	rm -rf $(VENV) .venv-vllm .venv-phoenix .venv-mlflow build
+	rm -rf $(VENV) .venv-vllm .venv-phoenix .venv-mlflow .venv-router build

@@ -24,6 +24,7 @@ from conserve_server.engines.emulated import EmulatedConfig, EmulatedEngineServe
 from conserve_server.engines.engine import Role, listed_engines
 from conserve_server.gateway.app import create_app
 from conserve_server.gateway.draining import Draining
+from conserve_server.gateway.turn_protocol import TurnProtocol
 from conserve_server.scheduling.policies import policy_of
 
 MODEL = "tiny"
@@ -103,7 +104,9 @@ async def serve_app(app: Starlette) -> AsyncIterator[str]:
     """The application on a free loopback port."""
     bound = socket.socket()
     bound.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=2)
+    config = uvicorn.Config(
+        app, http=TurnProtocol, log_config=None, lifespan="on", timeout_graceful_shutdown=2
+    )
     config.load()
     server = uvicorn.Server(config)
     server.lifespan = LifespanOn(config)

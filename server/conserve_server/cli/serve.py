@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import uvicorn
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from conserve_server.telemetry.provider import Tracing
 
 log = logging.getLogger(__name__)
+_COLLECTOR: Final = (20_000, 20, 50)
+"""Thresholds of the cycle collector: new objects, and collections of the younger generations."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -133,11 +136,28 @@ async def _run_gateway(
     server = _server(config, app, draining)
     listen(sockets, write_timeout_s=config.gateway.write_timeout_s)
     _announce(config, engines, traces, sockets)
-    with _stop_signals() as seen, _reloads_on_hangup(app):
+    with _stop_signals() as seen, _reloads_on_hangup(app), _patient_collector():
         await server.serve(sockets=list(sockets))
     if not server.started:
         return 1
     return 128 + signal.SIGINT if signal.SIGINT in seen else 0
+
+
+@contextmanager
+def _patient_collector() -> Iterator[None]:
+    """Python's cycle collector, told that a turn leaves no cycles and that what is loaded now stays.
+
+    As it comes it looks through all remembered conversations again and again under load.
+    """
+    before = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_COLLECTOR)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
 
 
 @contextmanager
@@ -183,9 +203,15 @@ def _server(config: Config, app: Starlette, draining: Draining) -> uvicorn.Serve
     import uvicorn
 
     from conserve_server.cli.gateway_server import CUT_S, GatewayServer
+    from conserve_server.gateway.turn_protocol import TurnProtocol
 
     settings = uvicorn.Config(
-        app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=CUT_S
+        app,
+        http=TurnProtocol,
+        log_level="warning",
+        access_log=False,
+        lifespan="on",
+        timeout_graceful_shutdown=CUT_S,
     )
     server = GatewayServer(settings, draining, drain_timeout_s=config.gateway.drain_timeout_s)
     app.state.is_stopping = lambda: draining.has_begun

@@ -102,6 +102,9 @@ class GatewayConfig(Part):
     """Opens every tenant's conversations, and no turns. `CONSERVE_ADMIN_KEY` in the environment wins."""
     metrics_need_admin_key: bool = False
     """Whether `/metrics`, and the engines in `/health`, are shown to the admin key only."""
+    max_traced_turns_per_s: float = Field(default=100.0, ge=0)
+    """Turns that get spans, in a second; the others count in `conserve_untraced_turns_total`. Writing
+    a turn's spans takes longer than serving it; agents on one gateway rarely come near this rate."""
     probe_interval_s: Seconds = 1.0
     """Time between two looks at an engine's health and metrics."""
     drain_timeout_s: Seconds = 30.0

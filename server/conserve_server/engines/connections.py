@@ -34,12 +34,11 @@ class Connections:
 
     def request(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> Request:
         """A request, sent when it is entered. Raises ValueError for a header with a line break."""
-        lines = [f"{method} {self._prefix}{path} HTTP/1.1", f"host: {self._host_header}"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
-        head = "\r\n".join((*lines, f"content-length: {len(body)}", "\r\n"))
-        if head.count("\n") != len(lines) + 2:
+        lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+        if lines.count("\n") != len(headers) or "\n" in path:
             raise ValueError(f"a line break in the path or a header of a request to {self._host_header}")
-        return Request(self, head.encode(), body)
+        first = f"{method} {self._prefix}{path} HTTP/1.1\r\nhost: {self._host_header}\r\n"
+        return Request(self, f"{first}{lines}content-length: {len(body)}\r\n\r\n".encode(), body)
 
     def close(self) -> None:
         """Close all, also those in use."""

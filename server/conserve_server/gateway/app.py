@@ -49,9 +49,11 @@ from conserve_server.gateway.routes import Routes
 from conserve_server.gateway.tenants import Tenants
 from conserve_server.gateway.turn import Turns
 from conserve_server.gateway.turn_endpoint import TurnEndpoint
+from conserve_server.gateway.turn_protocol import TURN_ROUTES
 from conserve_server.scheduling.policy import Policy
 from conserve_server.scheduling.scheduler import Scheduler
 from conserve_server.telemetry.metrics import GatewayMetrics
+from conserve_server.telemetry.spans import TurnTraces
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +92,7 @@ def create_app(
     energy = GatewayEnergy.from_config(config, engines, clock)
 
     @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(app: Starlette) -> AsyncIterator[dict[str, object]]:
         with ExitStack() as stack:
             parts = _build(config, engines, policy, clock, tracer, stack, tenants, load, stopping, energy)
             app.router.routes.extend(_routes(parts))
@@ -103,7 +105,7 @@ def create_app(
                 sweeping = background.create_task(_sweep(parts, clock, interval_s))
                 metering = background.create_task(parts.energy.run(), name="read the energy meters")
                 try:
-                    yield
+                    yield {TURN_ROUTES: {path.encode(): parts.endpoint for path in API_OF}}
                 finally:
                     parts.cluster.stop()
                     signals.stop()
@@ -178,7 +180,7 @@ def _build(
         cluster=cluster,
         conversations=conversations,
         metrics=metrics,
-        tracer=tracer,
+        traces=TurnTraces(tracer, gateway.max_traced_turns_per_s),
         clock=clock,
         draining=draining,
         max_placements=gateway.max_placements,

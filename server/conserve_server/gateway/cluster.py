@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -51,6 +51,8 @@ class Cluster:
         self._watches: dict[str, asyncio.Task[None]] = {}
         self.statuses: dict[str, EngineStatus] = {}
         """The last look at each engine that is up."""
+        self.models: Mapping[str, EngineStatus] = {}
+        """The served models, each with a decode engine's status that names it."""
 
     def engine(self, name: str) -> Engine:
         return self._engines[name]
@@ -154,12 +156,6 @@ class Cluster:
         """Whether a decode engine is up."""
         return any(self._engines[name].spec.role is Role.DECODE for name in self.statuses)
 
-    @property
-    def models(self) -> dict[str, EngineStatus]:
-        """The served models, each with a decode engine's status that names it."""
-        decoders = {n: s for n, s in self.statuses.items() if self._engines[n].spec.role is Role.DECODE}
-        return {model: status for status in decoders.values() for model in status.models}
-
     async def watch(self, engine: Engine, clock: Clock, interval_s: float) -> None:
         """Look at one engine for ever, and tell the scheduler when it comes, goes or was replaced."""
         while True:
@@ -195,11 +191,16 @@ class Cluster:
             log.warning("engine %s was restarted: its conversations are placed anew", name)
             self._lost(name)
         self.statuses[name] = status
+        self._list_models()
         self._metrics.set_engine(name, engine.spec.role, is_up=True)
         self._coordinator.engine_up(name, status.kv_capacity_tokens)
         self._coordinator.engine_observed(
             name, kv_usage=status.kv_usage, running=status.running, waiting=status.waiting
         )
+
+    def _list_models(self) -> None:
+        decoders = (s for n, s in self.statuses.items() if self._engines[n].spec.role is Role.DECODE)
+        self.models = {model: status for status in decoders for model in status.models}
 
     def _missed(self, engine: Engine, error: EngineFailed) -> None:
         name = engine.spec.name
@@ -207,6 +208,7 @@ class Cluster:
         if name in self.statuses and self._failures[name] >= FAILED_LOOKS:
             log.warning("engine %s is down: %s", name, error)
             del self.statuses[name]
+            self._list_models()
             self._lost(name)
         if name not in self.statuses:
             self._doubts[name].clear()

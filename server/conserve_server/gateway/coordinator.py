@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Iterable
 from itertools import count
 
@@ -13,6 +14,27 @@ from conserve_server.gateway.estimate import TokenEstimate
 from conserve_server.scheduling.actions import Action
 from conserve_server.scheduling.engine_state import EngineProfile
 from conserve_server.scheduling.scheduler import Scheduler
+
+
+class _Inbox:
+    """Actions for one turn, mostly there before it asks. asyncio's own queue costs more than the decision."""
+
+    __slots__ = ("actions", "asked")
+
+    def __init__(self) -> None:
+        self.actions: deque[Action] = deque()
+        self.asked: asyncio.Future[None] | None = None
+
+    def put(self, action: Action) -> None:
+        self.actions.append(action)
+        if self.asked is not None and not self.asked.done():
+            self.asked.set_result(None)
+
+    async def get(self) -> Action:
+        while not self.actions:
+            self.asked = asyncio.get_running_loop().create_future()
+            await self.asked
+        return self.actions.popleft()
 
 
 class Coordinator:
@@ -26,20 +48,22 @@ class Coordinator:
         self._max_wait_s = max_wait_s
         # A turn behind another's placement also waits for that one's two legs.
         self._follower_wait_s = max_wait_s + 2 * leg_timeout_s
-        self._inboxes: dict[int, asyncio.Queue[Action]] = {}
+        self._inboxes: dict[int, _Inbox] = {}
         self._ids = count(1)
         self.estimate = TokenEstimate()
 
     def arrive(self, conversation_id: str, body_bytes: int) -> Turn:
         """A turn arrived; end it with `ended`, whatever happens."""
         turn = Turn(next(self._ids), conversation_id, self.estimate.prompt_tokens(body_bytes))
-        self._inboxes[turn.id] = asyncio.Queue()
+        self._inboxes[turn.id] = _Inbox()
         self._deliver(self.scheduler.on_turn(turn, self._clock.now_s()))
         return turn
 
     async def next_action(self, turn: Turn) -> Action:
         """What to do next for this turn. Raises NoCapacity when no room came free in time."""
         inbox = self._inboxes[turn.id]
+        if inbox.actions:
+            return inbox.actions.popleft()
         limit_s = self._max_wait_s if self.scheduler.is_waiting(turn.id) else self._follower_wait_s
         try:
             async with asyncio.timeout(limit_s):
@@ -121,7 +145,7 @@ class Coordinator:
 
     def _deliver(self, actions: Iterable[Action]) -> None:
         for action in actions:
-            self._inboxes[action.turn_id].put_nowait(action)
+            self._inboxes[action.turn_id].put(action)
 
     def _no_room(self, waited_s: float) -> NoCapacity:
         if not self.scheduler.pools.ledgers:

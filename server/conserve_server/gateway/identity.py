@@ -6,9 +6,9 @@ and meant within its tenant and model only.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from secrets import token_hex
 from typing import Final
 
 import msgspec
@@ -35,6 +35,9 @@ ID_HEADERS: Final = (
 """Headers that name a conversation; the first one that is there wins."""
 PARENT_HEADERS: Final = (PARENT_ID, "x-dynamo-parent-session-id")
 FINAL_HEADERS: Final = (FINAL, "x-dynamo-session-final")
+_READ_HEADERS: Final = frozenset(
+    (*ID_HEADERS, *PARENT_HEADERS, *FINAL_HEADERS, BRANCH, AGENT, CLAUDE_CODE_AGENT)
+)
 ID_FIELDS: Final = ("metadata", "conversation", "prompt_cache_key", "session_id")
 """Body fields that name a conversation where no header does; again the first one wins."""
 MAX_FIELD_BYTES: Final = 16 * 1024
@@ -56,11 +59,12 @@ class Identity:
     named_parent_id: str | None = None
     branch_of: str | None = None
     is_final: bool = False
+    key: str = field(init=False)
+    """What the scheduler knows the conversation by: no other tenant's or model's, whatever the id."""
 
-    @property
-    def key(self) -> str:
-        """What the scheduler knows the conversation by: no other tenant's or model's, whatever the id."""
-        return f"{self.tenant}\n{self.conversation_id}\n{self.model}"  # neither of the first two has a \n
+    def __post_init__(self) -> None:
+        # Neither of the first two has a \n.
+        object.__setattr__(self, "key", f"{self.tenant}\n{self.conversation_id}\n{self.model}")
 
     @property
     def parent_id(self) -> str | None:
@@ -81,40 +85,29 @@ def tenant_of(key: str) -> str:
 
 def read_identity(headers: Mapping[str, str], fields: Fields, *, tenant: str, model: str) -> Identity:
     """The identity that the headers (lower-case names) and the body's top-level fields carry."""
-    source, named = _named_by_header(headers)
-    named = named or _named_by_field(fields)
-    branch = _header(headers, BRANCH)
+    given = {name: text for name in _READ_HEADERS.intersection(headers) if (text := clean_id(headers[name]))}
+    source = next((name for name in ID_HEADERS if name in given), None)
+    named = given[source] if source is not None else _named_by_field(fields)
+    branch = given.get(BRANCH)
     if branch is None and source == CLAUDE_CODE_SESSION:
-        branch = _header(headers, CLAUDE_CODE_AGENT)
+        branch = given.get(CLAUDE_CODE_AGENT)
     is_branch = named is not None and branch is not None
-    own_id = branch_id(named, branch) if named and branch else named or f"anonymous-{uuid.uuid4().hex}"
+    own_id = branch_id(named, branch) if named and branch else named or f"anonymous-{token_hex(16)}"
     return Identity(
         conversation_id=own_id,
         tenant=tenant,
         model=model,
         is_synthetic=named is None,
-        agent=_header(headers, AGENT),
-        named_parent_id=next((found for name in PARENT_HEADERS if (found := _header(headers, name))), None),
+        agent=given.get(AGENT),
+        named_parent_id=next((given[name] for name in PARENT_HEADERS if name in given), None),
         branch_of=named if is_branch else None,
-        is_final=any(headers.get(name, "").strip().lower() == "true" for name in FINAL_HEADERS),
+        is_final=any(given.get(name, "").lower() == "true" for name in FINAL_HEADERS),
     )
 
 
 def read_previous_response(fields: Fields) -> str | None:
     """The answer that a request of the Responses API goes on from."""
     return _text(fields.get("previous_response_id"))
-
-
-def _named_by_header(headers: Mapping[str, str]) -> tuple[str | None, str | None]:
-    for name in ID_HEADERS:
-        if found := _header(headers, name):
-            return name, found
-    return None, None
-
-
-def _header(headers: Mapping[str, str], name: str) -> str | None:
-    text = headers.get(name)
-    return clean_id(text) if text else None
 
 
 class _Metadata(msgspec.Struct):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from types import TracebackType
 
 from conserve_server.core.config import GatewayConfig
 from conserve_server.core.errors import LimitReached
@@ -37,8 +38,7 @@ class TurnLimits:
         }
         return cls(gateway.max_concurrent_turns, own)
 
-    @contextmanager
-    def turn(self, tenant: str) -> Iterator[None]:
+    def turn(self, tenant: str) -> AbstractContextManager[None]:
         """Room for one turn while the block runs. Raises LimitReached (429) where there is none."""
         limit = self._own.get(tenant, self._default)
         if self._running[tenant] >= limit:
@@ -47,8 +47,20 @@ class TurnLimits:
                 "(gateway.max_concurrent_turns, or the tenant's own)",
                 code="too_many_turns",
             )
-        self._running[tenant] += 1
-        try:
-            yield
-        finally:
-            self._running[tenant] -= 1
+        return _Turn(self._running, tenant)
+
+
+class _Turn:
+    """Counted in and out."""
+
+    def __init__(self, running: Counter[str], tenant: str) -> None:
+        self._running = running
+        self._tenant = tenant
+
+    def __enter__(self) -> None:
+        self._running[self._tenant] += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._running[self._tenant] -= 1

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
-from typing import Any
+from collections.abc import Coroutine, Iterable, Mapping
+from typing import Any, Final
 
 import msgspec
 from starlette.types import Message, Receive, Send
@@ -14,6 +14,9 @@ from conserve_server.engines.wire import Api
 from conserve_server.gateway.errors import error_document, error_event, error_headers
 from conserve_server.gateway.limits import BodyLimits
 from conserve_server.gateway.request_id import REQUEST_ID
+
+CANCELS: Final = "conserve_cancels"
+"""An extension in a scope: its server cancels the request's task when the client goes."""
 
 
 class Reply:
@@ -76,6 +79,11 @@ class Reply:
 
 def _latin(text: str) -> bytes:
     return text.encode("latin-1", errors="replace")
+
+
+def read_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """A request's headers by name (lower case, as ASGI gives them); of several the first one counts."""
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed([*raw])}
 
 
 async def read_body(receive: Receive, limits: BodyLimits) -> bytes:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Final, TypeVar
 
 import msgspec
 
 from conserve_server.core.errors import InvalidRequest
 from conserve_server.engines.wire import API_OF, TRANSFER_FIELDS, Api, Fields, decode_leg, prefill_leg
 
+T = TypeVar("T")
+
 
 class _StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
+
+
+# Made once: a decoder made anew costs more than decoding a short field.
+_READ_FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_READ_TEXT: Final = msgspec.json.Decoder(str | None).decode
+_READ_FLAG: Final = msgspec.json.Decoder(bool | None).decode
+_READ_EXTRA: Final = msgspec.json.Decoder(dict[str, msgspec.Raw] | None).decode
+_READ_OPTIONS: Final = msgspec.json.Decoder(_StreamOptions | None).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +70,12 @@ def parse_request(path: str, body: bytes, request_id: str = "") -> TurnRequest:
     """Read a request for text. Raises InvalidRequest naming the field that is wrong."""
     fields = parse_fields(body)
     model = read_model(fields)
-    is_streamed = bool(_field(fields, "stream", bool | None, False))
+    is_streamed = bool(_field(fields, "stream", _READ_FLAG, False))
     if "vllm_xargs" in fields:
         _check_extra_arguments(fields)
     wants_usage = True  # the other APIs' streams always end with it
     if API_OF[path] is Api.COMPLETIONS:
-        options = _field(fields, "stream_options", _StreamOptions | None, None)
+        options = _field(fields, "stream_options", _READ_OPTIONS, None)
         wants_usage = bool(options is not None and options.include_usage)
     return TurnRequest(path, body, fields, model, is_streamed, wants_usage, request_id)
 
@@ -73,14 +83,14 @@ def parse_request(path: str, body: bytes, request_id: str = "") -> TurnRequest:
 def parse_fields(body: bytes) -> dict[str, msgspec.Raw]:
     """The body's top-level fields, their values still encoded. Raises InvalidRequest."""
     try:
-        return msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        return _READ_FIELDS(body)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise InvalidRequest(f"the body must be a JSON object: {error}", code="invalid_json") from error
 
 
 def read_model(fields: Fields) -> str:
     """The model that the request names. Raises InvalidRequest where it names none."""
-    model: str | None = _field(fields, "model", str | None, None)
+    model: str | None = _field(fields, "model", _READ_TEXT, None)
     if not model:
         raise InvalidRequest("model is missing: name the model to use", code="missing_model", param="model")
     return model
@@ -88,7 +98,7 @@ def read_model(fields: Fields) -> str:
 
 def _check_extra_arguments(fields: Fields) -> None:
     """vLLM reads transfer parameters here too: from a client they would choose what an engine connects to."""
-    given = _field(fields, "vllm_xargs", dict[str, msgspec.Raw] | None, None) or {}
+    given = _field(fields, "vllm_xargs", _READ_EXTRA, None) or {}
     forbidden = sorted(TRANSFER_FIELDS & given.keys())
     if forbidden:
         raise InvalidRequest(
@@ -115,11 +125,11 @@ def check_model(model: str, served: Collection[str]) -> None:
         )
 
 
-def _field(fields: Fields, name: str, kind: Any, default: Any) -> Any:
+def _field(fields: Fields, name: str, read: Callable[[msgspec.Raw], T], default: T) -> T:
     raw = fields.get(name)
     if raw is None:
         return default
     try:
-        return msgspec.json.decode(raw, type=kind)
+        return read(raw)
     except msgspec.MsgspecError as error:
         raise InvalidRequest(f"{name} is wrong: {error}", code="invalid_field", param=name) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -14,7 +15,7 @@ MAX_LENGTH: Final = 128
 _SAFE: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.:")
 
 
-def request_id_of(scope: Scope, headers: Headers) -> str:
+def request_id_of(scope: Scope, headers: Mapping[str, str]) -> str:
     """The request's id, the same however often it is asked for."""
     known: str | None = scope.get(REQUEST_ID)
     if known is None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 
-from opentelemetry.trace import Span, SpanKind, Tracer
+from opentelemetry.trace import Span, SpanKind
 
 from conserve_sdk.protocol import RECEIPT_EMULATED, Outcome, Path
 from conserve_server.core.clock import Clock
@@ -32,7 +31,7 @@ from conserve_server.gateway.typed_stream import NamedEventReader
 from conserve_server.scheduling.actions import StartDecode
 from conserve_server.telemetry import names
 from conserve_server.telemetry.metrics import GatewayMetrics
-from conserve_server.telemetry.spans import TurnTrace, trace_headers
+from conserve_server.telemetry.spans import TurnTrace, TurnTraces
 
 MAX_HELD_BYTES = 64 * 1024
 """Of a stream, until its first token. Far more than any opening: what grows beyond it is none."""
@@ -50,7 +49,7 @@ class Turns:
         cluster: Cluster,
         conversations: Conversations,
         metrics: GatewayMetrics,
-        tracer: Tracer,
+        traces: TurnTraces,
         clock: Clock,
         draining: Draining,
         max_placements: int,
@@ -60,7 +59,7 @@ class Turns:
         self._cluster = cluster
         self._conversations = conversations
         self._metrics = metrics
-        self._tracer = tracer
+        self._traces = traces
         self._clock = clock
         self._draining = draining
         self._max_placements = max_placements
@@ -80,8 +79,11 @@ class Turns:
         conversation that no client named is gathered for it.
         """
         live = self._begin(request, identity, watch)
-        trace = TurnTrace(self._tracer, headers, identity.conversation_id, _first_attributes(live, identity))
-        live.record.turn_spans.append(trace.span_context)
+        trace = self._traces.begin(
+            headers, identity.conversation_id, lambda: _first_attributes(live, identity), live.arrived_s
+        )
+        if trace.is_recorded:
+            live.record.turn_spans.append(trace.span_context)
         outcome = Outcome.FAILED
         error: TurnError | None = None
         try:
@@ -121,9 +123,14 @@ class Turns:
         live.record.end_turn(report, live.first_token_s, live.gap_s, now_s)
         self._add_transfer(live, trace)
         error_type = error.code if error else "engine_refused" if live.refused else None
-        is_counted = trace.has_parent and (live.request.wants_usage or not live.request.is_streamed)
-        attributes = span_attributes(report, is_emulated=live.is_emulated, is_counted_by_client=is_counted)
-        trace.end(attributes, error_type=error_type, message=message)
+        if trace.is_recorded:
+            is_counted = trace.has_parent and (live.request.wants_usage or not live.request.is_streamed)
+            attributes = span_attributes(
+                report, is_emulated=live.is_emulated, is_counted_by_client=is_counted
+            )
+            trace.end(attributes, error_type=error_type, message=message)
+        elif self._traces.records:
+            self._metrics.turn_untraced()
         self._metrics.turn_ended(report)
         usage = live.usage
         self._coordinator.ended(
@@ -204,7 +211,9 @@ class Turns:
             async with self._cluster.leg(prefiller) as engine:
                 with trace.step(names.SPAN_PREFILL, attributes, SpanKind.CLIENT) as span:
                     answer = await engine.prefill(
-                        live.request.path, live.request.prefill_body(live.priority), _leg_headers(live, span)
+                        live.request.path,
+                        live.request.prefill_body(live.priority),
+                        _leg_headers(live, trace, span),
                     )
                     span.set_attribute(names.TURN_INPUT_TOKENS, answer.prompt_tokens)
         except EngineFailed as error:
@@ -222,20 +231,6 @@ class Turns:
         return answer
 
     async def _decode(self, live: LiveTurn, trace: TurnTrace, params: bytes | None, reply: Reply) -> None:
-        async with self._decode_leg(live, trace, params) as answer:
-            live.is_emulated = answer.headers.get(RECEIPT_EMULATED) == "true"
-            live.record.is_emulated = live.is_emulated
-            if answer.status >= 400:
-                await self._pass_refusal(live, answer, reply)
-            elif live.request.is_streamed:
-                await self._stream(live, answer, reply)
-            else:
-                await self._answer_whole(live, answer, reply)
-
-    @asynccontextmanager
-    async def _decode_leg(
-        self, live: LiveTurn, trace: TurnTrace, params: bytes | None
-    ) -> AsyncIterator[Answer]:
         if live.placement is None:
             raise RuntimeError("a decode leg needs a decoder")
         decoder = live.placement.decoder
@@ -252,9 +247,20 @@ class Turns:
             )
             async with (
                 self._cluster.leg(decoder) as engine,
-                engine.send(live.request.path, body, _leg_headers(live, span)) as answer,
+                engine.send(live.request.path, body, _leg_headers(live, trace, span)) as answer,
             ):
-                yield answer
+                await self._pass_on(live, answer, reply)
+
+    async def _pass_on(self, live: LiveTurn, answer: Answer, reply: Reply) -> None:
+        """The decoder's answer, to the client."""
+        live.is_emulated = answer.headers.get(RECEIPT_EMULATED) == "true"
+        live.record.is_emulated = live.is_emulated
+        if answer.status >= 400:
+            await self._pass_refusal(live, answer, reply)
+        elif live.request.is_streamed:
+            await self._stream(live, answer, reply)
+        else:
+            await self._answer_whole(live, answer, reply)
 
     async def _stream(self, live: LiveTurn, answer: Answer, reply: Reply) -> None:
         gatherer = live.watch.answer if live.watch is not None else None
@@ -350,12 +356,12 @@ class Turns:
         return {"content-type": content_type, "cache-control": "no-store", **live.receipt()}
 
 
-def _leg_headers(live: LiveTurn, span: Span) -> dict[str, str]:
+def _leg_headers(live: LiveTurn, trace: TurnTrace, span: Span) -> dict[str, str]:
     """What an engine is told besides the body: the conversation (vLLM reads it), the request, the trace."""
     return {
         "x-session-id": live.identity.engine_session,
         REQUEST_ID: live.request.request_id,
-        **trace_headers(span),
+        **trace.headers(span),
     }
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from conserve_server.core.errors import InvalidRequest, TurnError
@@ -13,7 +13,15 @@ from conserve_server.gateway.cluster import Cluster
 from conserve_server.gateway.identity import Identity, read_identity, read_previous_response
 from conserve_server.gateway.limits import BodyLimits, TurnLimits
 from conserve_server.gateway.recognition import Recognition, Watch
-from conserve_server.gateway.reply import ClientGone, ClientStalled, Reply, read_body, while_connected
+from conserve_server.gateway.reply import (
+    CANCELS,
+    ClientGone,
+    ClientStalled,
+    Reply,
+    read_body,
+    read_headers,
+    while_connected,
+)
 from conserve_server.gateway.request import TurnRequest, check_model, parse_request
 from conserve_server.gateway.request_id import request_id_of
 from conserve_server.gateway.stored_responses import StoredResponses
@@ -46,7 +54,7 @@ class TurnEndpoint:
         self._write_timeout_s = write_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope)
+        headers = read_headers(scope["headers"])
         request_id = request_id_of(scope, headers)
         reply = Reply(
             send,
@@ -59,19 +67,27 @@ class TurnEndpoint:
             with self._limits.turn(tenant):
                 body = await read_body(receive, self._body_limits)
                 request = parse_request(scope["path"], body, request_id)
-                await while_connected(self._serve(request, headers, tenant, reply), receive)
+                serve = self._serve(request, headers, tenant, reply)
+                if CANCELS in scope.get("extensions", ()):
+                    await serve
+                else:
+                    await while_connected(serve, receive)
         except (ClientGone, ClientStalled):
             return
         except TurnError as error:
             await reply.fail(error, {})
 
-    async def _serve(self, request: TurnRequest, headers: Headers, tenant: str, reply: Reply) -> None:
+    async def _serve(
+        self, request: TurnRequest, headers: Mapping[str, str], tenant: str, reply: Reply
+    ) -> None:
         """Raises TurnError where the turn could not even begin."""
         check_model(request.model, self._cluster.models)
         identity, watch = self._identify(headers, request, tenant)
         await self._turns.serve(request, identity, headers, reply, watch)
 
-    def _identify(self, headers: Headers, request: TurnRequest, tenant: str) -> tuple[Identity, Watch | None]:
+    def _identify(
+        self, headers: Mapping[str, str], request: TurnRequest, tenant: str
+    ) -> tuple[Identity, Watch | None]:
         identity = read_identity(headers, request.fields, tenant=tenant, model=request.model)
         if not identity.is_synthetic:
             return identity, None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
@@ -49,6 +51,7 @@ class GatewayMetrics:
         self._transfers = Counter(
             "conserve_kv_transfers", "KV transfers, prefiller to decoder.", registry=registry
         )
+        self._untraced = Counter("conserve_untraced_turns", "Turns without spans.", registry=registry)
         self._rebinds = Counter(
             "conserve_rebinds", "Bindings of a conversation after its first.", ("cause",), registry=registry
         )
@@ -86,6 +89,7 @@ class GatewayMetrics:
             field: Histogram(f"conserve_conversation_{name}", text, buckets=buckets, registry=registry)
             for field, (name, text, buckets) in _CONVERSATIONS.items()
         }
+        self._hold_labels()
 
     def conversation_ended(self, summary: ConversationSummary) -> None:
         """Count an ended conversation; what was not observed is left out."""
@@ -94,12 +98,20 @@ class GatewayMetrics:
             if value is not None:
                 histogram.observe(value)
 
+    def _hold_labels(self) -> None:
+        """Looking a label up costs more than counting."""
+        self._turns_of = cache(self._turns.labels)
+        self._ttft_of = cache(self._ttft.labels)
+        self._tokens_of = cache(self._tokens.labels)
+        for kind in ("prompt", "cached", "output"):
+            self._tokens_of(kind)
+
     def turn_ended(self, report: TurnReport) -> None:
         """Count one turn; what was not observed is left out."""
         path = report.path or "none"
-        self._turns.labels(path, report.outcome).inc()
+        self._turns_of(path, report.outcome).inc()
         if report.ttft_s is not None:
-            self._ttft.labels(path).observe(report.ttft_s)
+            self._ttft_of(path).observe(report.ttft_s)
         if report.wait_s is not None:
             self._wait.observe(report.wait_s)
         for kind, tokens in (
@@ -107,7 +119,12 @@ class GatewayMetrics:
             ("cached", report.cached_tokens),
             ("output", report.completion_tokens),
         ):
-            self._tokens.labels(kind).inc(tokens or 0)
+            if tokens:
+                self._tokens_of(kind).inc(tokens)
+
+    def turn_untraced(self) -> None:
+        """A turn had no spans, because too many came."""
+        self._untraced.inc()
 
     def kv_transferred(self) -> None:
         self._transfers.inc()

@@ -6,12 +6,16 @@ is used). Every span carries the conversation's id.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from types import TracebackType
+from typing import Final
 
 from opentelemetry.context import Context
 from opentelemetry.trace import (
+    INVALID_SPAN,
     Link,
+    NoOpTracer,
     Span,
     SpanContext,
     SpanKind,
@@ -27,16 +31,60 @@ from opentelemetry.util.types import AttributeValue
 from conserve_server.telemetry import names
 
 _PROPAGATOR = TraceContextTextMapPropagator()
+_NOT_RECORDED: Final = nullcontext(INVALID_SPAN)
 Attributes = Mapping[str, AttributeValue]
 
 
+class TurnTraces:
+    """Begins the traces of turns, of at most `max_per_s` turns a second.
+
+    Recording and writing a turn's spans takes longer than serving it: without a bound the
+    busiest second is the one that tracing slows down most, and the exporter drops single
+    spans then. Beyond the bound a turn has no spans at all.
+    """
+
+    def __init__(self, tracer: Tracer, max_per_s: float) -> None:
+        self._tracer = tracer
+        self._max_per_s = max_per_s
+        self._left = max(1.0, max_per_s)
+        self._filled_s: float | None = None
+        self.records = not isinstance(tracer, NoOpTracer) and max_per_s > 0
+        """Whether any turn is traced."""
+
+    def begin(
+        self,
+        carrier: Mapping[str, str],
+        conversation_id: str,
+        attributes: Callable[[], Attributes],
+        now_s: float,
+    ) -> TurnTrace:
+        """A turn's trace; `carrier` has the client's trace context. Times are monotonic seconds."""
+        if not self.records or not self._take(now_s):
+            return TurnTrace(None, carrier, conversation_id, {})
+        return TurnTrace(self._tracer, carrier, conversation_id, attributes())
+
+    def _take(self, now_s: float) -> bool:
+        """A bucket that fills with `max_per_s` and holds a second's worth."""
+        if self._filled_s is not None:
+            self._left += (now_s - self._filled_s) * self._max_per_s
+            self._left = min(self._left, max(1.0, self._max_per_s))
+        self._filled_s = now_s
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
 class TurnTrace:
-    """One turn's spans. `end` must be called exactly once."""
+    """One turn's spans; none, at no cost, without a tracer. `end` a recorded one exactly once."""
 
     def __init__(
-        self, tracer: Tracer, carrier: Mapping[str, str], conversation_id: str, attributes: Attributes
+        self, tracer: Tracer | None, carrier: Mapping[str, str], conversation_id: str, attributes: Attributes
     ) -> None:
         self._tracer = tracer
+        self._carrier = carrier
+        if tracer is None:
+            return
         self._shared = {names.CONVERSATION_ID: conversation_id, names.SESSION_ID: conversation_id}
         parent = _PROPAGATOR.extract(carrier)
         self.has_parent = get_current_span(parent).get_span_context().is_valid
@@ -54,22 +102,31 @@ class TurnTrace:
         """What other spans refer to this turn by."""
         return self._turn.get_span_context()
 
-    @contextmanager
-    def step(self, name: str, attributes: Attributes, kind: SpanKind = SpanKind.INTERNAL) -> Iterator[Span]:
+    @property
+    def is_recorded(self) -> bool:
+        return self._tracer is not None
+
+    def step(
+        self, name: str, attributes: Attributes, kind: SpanKind = SpanKind.INTERNAL
+    ) -> AbstractContextManager[Span]:
         """A child span around a step; an error or a cancellation ends and marks it."""
-        span = self._tracer.start_span(
-            name, context=self._context, kind=kind, attributes={**self._shared, **attributes}
-        )
-        try:
-            yield span
-        except BaseException as error:
-            _mark(span, getattr(error, "code", None) or type(error).__name__, str(error))
-            raise
-        finally:
-            span.end()
+        if self._tracer is None:
+            return _NOT_RECORDED
+        attributes = {**self._shared, **attributes}
+        return _Step(self._tracer.start_span(name, context=self._context, kind=kind, attributes=attributes))
+
+    def headers(self, span: Span) -> dict[str, str]:
+        """`traceparent` for an engine: its spans become the step's children, else the client's."""
+        if self._tracer is None:
+            return {name: self._carrier[name] for name in _PROPAGATOR.fields if name in self._carrier}
+        carrier: dict[str, str] = {}
+        _PROPAGATOR.inject(carrier, set_span_in_context(span))
+        return carrier
 
     def past_step(self, name: str, start_ns: int, end_ns: int, attributes: Attributes) -> None:
         """A child span for a step that was learned of afterwards (times in nanoseconds since the epoch)."""
+        if self._tracer is None:
+            return
         merged = {**self._shared, **attributes}
         span = self._tracer.start_span(name, context=self._context, start_time=start_ns, attributes=merged)
         span.end(end_ns)
@@ -110,11 +167,21 @@ def write_conversation_span(
     span.end(end_ns)
 
 
-def trace_headers(span: Span) -> dict[str, str]:
-    """`traceparent` for an engine, so that its own spans become the step's children."""
-    carrier: dict[str, str] = {}
-    _PROPAGATOR.inject(carrier, set_span_in_context(span))
-    return carrier
+class _Step:
+    """A span that ends with its block."""
+
+    def __init__(self, span: Span) -> None:
+        self._span = span
+
+    def __enter__(self) -> Span:
+        return self._span
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            _mark(self._span, getattr(error, "code", None) or type(error).__name__, str(error))
+        self._span.end()
 
 
 def _mark(span: Span, error_type: str, message: str | None) -> None:
