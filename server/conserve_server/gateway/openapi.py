@@ -84,6 +84,9 @@ _OPERATIONS: Final = (
     ),
     _Operation("get", "/v1/models", "The models that the decode engines serve", errors=(401,)),
     _Operation(
+        "get", "/v1/energy", "Joules charged since the start, by tenant, model, pool and tier", errors=(401,)
+    ),
+    _Operation(
         "get",
         CONVERSATIONS_PATH,
         "The conversations with the latest turns, without the turns",
