@@ -113,8 +113,10 @@ class EngineState:
 
         What goes beyond our own books belongs to others, or is not settled yet.
         """
-        self._changed()
-        self._unaccounted_turns = max(0, turns - len(self._running.keys() | self._queued.keys()))
+        unaccounted = max(0, turns - len(self._running.keys() | self._queued.keys()))
+        if unaccounted != self._unaccounted_turns:
+            self._unaccounted_turns = unaccounted
+            self._changed()
         if self.ledger is not None and kv_tokens is not None:
             self.ledger.reconcile(kv_tokens, set(self._running.values()))
 
