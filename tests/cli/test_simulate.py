@@ -69,3 +69,15 @@ def test_what_can_not_be_simulated_is_named(
 ) -> None:
     assert main(["simulate", *arguments]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_a_calibrated_engine_is_simulated(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    constants = {"base_s": 0.02, "prefill_token_s": 1e-4, "prefill_pair_s": 0, "decode_s": 0.001}
+    sizes = {"decode_context_s": 0, "request_s": 0, "kv_bytes_per_token": 1000, "kv_capacity_tokens": 90_000}
+    fit = {"observations": 9, "median_error": 0, "p95_error": 0, "worst_error": 0}
+    file = tmp_path / "timing.json"
+    file.write_text(
+        json.dumps({"format": "conserve-timing-v1", "model": "m", **constants, **sizes, "fit": fit})
+    )
+    found = document(capsys, "--gpu", f"h100@{file}")
+    assert found["metrics"]["gap_p50_s"] >= 0.02

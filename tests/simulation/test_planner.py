@@ -118,3 +118,9 @@ def test_a_power_cap_saves_joules_and_costs_time() -> None:
 def test_a_gpu_of_which_nothing_is_known_is_refused() -> None:
     with pytest.raises(ConfigError, match="nothing is known of the watts of 'tpu'"):
         _ = Offer("tpu", 1, 1.0).power
+
+
+def test_watts_fitted_to_a_model_are_taken_where_they_are_known() -> None:
+    assert H100.power_with("Qwen/Qwen3-8B").name == "h100-qwen3-8b"
+    assert H100.power_with("qwen3-32b") == H100.power
+    assert Offer("h200", 1, 1.0).power_with("qwen3-8b").is_assumed

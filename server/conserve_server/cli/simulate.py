@@ -29,7 +29,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--arrivals", choices=("poisson", "bursty", "even"), default="poisson")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
-        "--gpu", default="h100", help="of every engine, or of prefillers, then decoders: h100,a100"
+        "--gpu",
+        default="h100",
+        help="of every engine, or of prefillers, then decoders: h100,a100; h100@timing.json: a calibration",
     )
     parser.add_argument("--model", default="qwen3-8b")
     parser.add_argument("--prefill", type=int, metavar="N", help="engines that only prefill (default: 1)")
@@ -141,16 +143,13 @@ def _fleet(args: argparse.Namespace, prefill: int, decode: int, both: bool) -> F
 def _engine(
     args: argparse.Namespace, name: str, gpu: str, *, prefills: bool, decodes: bool = False
 ) -> SimulatedEngine:
-    from conserve_server.core.errors import ConfigError
-    from conserve_server.energy.modelled import GPU_POWER, gpu_power
     from conserve_server.simulation.engine_model import EngineSettings
     from conserve_server.simulation.fleet import SimulatedEngine
-    from conserve_server.simulation.timing_grid import grid_timing
+    from conserve_server.simulation.plans import Offer
 
-    timing = grid_timing(gpu, args.model)
-    power = gpu_power(f"{gpu}-{args.model}") or gpu_power(gpu)
-    if power is None:
-        raise ConfigError(f"no watts are known of {gpu!r}; of these there are: {', '.join(GPU_POWER)}")
+    gpu_name, _, timing_file = gpu.partition("@")
+    offer = Offer(gpu_name.lower(), 1, 0.0, pathlib.Path(timing_file) if timing_file else None)
+    timing, power = offer.timing(args.model), offer.power_with(args.model)
     chunk = args.chunk if decodes and args.chunk else (2048 if decodes else 8192)
     return SimulatedEngine(
         name=name,

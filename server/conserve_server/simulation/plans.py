@@ -48,7 +48,12 @@ class Offer:
     @property
     def power(self) -> GpuPower:
         """The GPU's watts, without the cap. Raises ConfigError for a GPU of which no limit is known."""
-        found = gpu_power(self.gpu)
+        return self.power_with("")
+
+    def power_with(self, model: str) -> GpuPower:
+        """The same, as fitted to the model where that is known."""
+        tail = model.lower().rpartition("/")[2]
+        found = gpu_power(f"{self.gpu}-{tail}") or gpu_power(self.gpu)
         if found is not None:
             return found
         if self.gpu not in _LIMITS_W:
@@ -146,7 +151,7 @@ def _engine(
     return SimulatedEngine(
         name=name,
         timing=offer.timing(model),
-        power=offer.power,
+        power=offer.power_with(model),
         settings=settings,
         takes_prefills=prefills,
         takes_conversations=decodes,
