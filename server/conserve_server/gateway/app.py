@@ -138,6 +138,15 @@ def _middleware(config: Config) -> list[Middleware]:
     return found
 
 
+def _scheduler(config: Config, specs: Sequence[EngineSpec], policy: Policy) -> Scheduler:
+    return Scheduler(
+        policy,
+        engines=engine_profiles(config, specs),
+        kv_budget_fraction=config.scheduler.kv_budget_fraction,
+        estimates=config.scheduler.estimates,
+    )
+
+
 def _build(
     config: Config,
     specs: Sequence[EngineSpec],
@@ -151,12 +160,7 @@ def _build(
     energy: GatewayEnergy,
 ) -> _Parts:
     gateway = config.gateway
-    scheduler = Scheduler(
-        policy,
-        engines=engine_profiles(config, specs),
-        kv_budget_fraction=config.scheduler.kv_budget_fraction,
-        estimates=config.scheduler.estimates,
-    )
+    scheduler = _scheduler(config, specs, policy)
     coordinator = Coordinator(
         scheduler, clock, max_wait_s=gateway.max_wait_s, leg_timeout_s=gateway.turn_timeout_s
     )
@@ -196,11 +200,7 @@ def _build(
         draining=draining,
     )
     of_conversations = ConversationRoutes(
-        conversations,
-        coordinator.scheduler,
-        tenants,
-        energy.factors,
-        body_timeout_s=gateway.body_timeout_s,
+        conversations, scheduler, tenants, energy.factors, body_timeout_s=gateway.body_timeout_s
     )
     of_admin = AdminRoutes(cluster=cluster, drains=drains, reload=reload, tenants=tenants, clock=clock)
     endpoint, passing = _endpoints(config, turns, cluster, conversations, tenants)

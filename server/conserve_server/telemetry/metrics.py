@@ -76,7 +76,6 @@ class GatewayMetrics:
             ("engine",), registry=registry,
         )  # fmt: skip
         self.energy = EnergyMetrics(registry)
-
         self._kv_signals = Counter(
             "conserve_kv_signals", "Conversations that an engine's plugin was told of.",
             ("engine", "signal", "outcome"), registry=registry,
