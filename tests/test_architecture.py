@@ -47,4 +47,4 @@ def test_a_page_without_its_markers_is_refused(page: str) -> None:
 
 def test_without_write_the_list_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
-    assert "- `protocol.py`: What the SDK and the gateway say to each other" in capsys.readouterr().out
+    assert "- `headers.py`: Header names, paths, identifiers and sampling" in capsys.readouterr().out

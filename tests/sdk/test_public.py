@@ -115,7 +115,7 @@ def test_all_is_sorted_and_everything_in_it_exists() -> None:
 
 
 def test_every_public_name_is_listed() -> None:
-    submodules = {path.stem for path in (ROOT / "conserve_sdk").glob("*.py")}
+    submodules = {path.stem for path in (ROOT / "conserve_sdk").iterdir()}
     public = {name for name in vars(conserve_sdk) if not name.startswith("_")} - submodules
     assert public == set(conserve_sdk.__all__) - {"__version__"}
 

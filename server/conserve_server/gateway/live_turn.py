@@ -29,7 +29,7 @@ from conserve_server.core.errors import EngineFailed
 from conserve_server.core.turn import Placement, Turn
 from conserve_server.energy.accounts import weakest
 from conserve_server.engines.wire import EngineTiming, Usage
-from conserve_server.gateway.identity import Identity
+from conserve_server.gateway.identity import DEFAULT_TENANT, Identity
 from conserve_server.gateway.recognition import Watch
 from conserve_server.gateway.record import ConversationRecord
 from conserve_server.gateway.request import TurnRequest
@@ -241,3 +241,21 @@ def _written_tokens(report: TurnReport) -> int | None:
     if report.prompt_tokens is None or report.cached_tokens is None:
         return None
     return report.prompt_tokens - report.cached_tokens
+
+
+def first_attributes(live: LiveTurn) -> dict[str, str | int | bool]:
+    """What is known of a turn as it begins, as attributes of its span."""
+    identity = live.identity
+    found: dict[str, str | int | bool] = {
+        names.TURN_INDEX: live.index,
+        names.REQUEST_MODEL: live.request.model,
+        names.SYNTHETIC: identity.is_synthetic,
+        names.REQUEST_ID: live.request.request_id,
+    }
+    if identity.tenant != DEFAULT_TENANT:
+        found[names.TENANT] = identity.tenant
+    if identity.agent is not None:
+        found[names.AGENT_NAME] = identity.agent
+    if identity.parent_id is not None:
+        found[names.PARENT_CONVERSATION_ID] = identity.parent_id
+    return found

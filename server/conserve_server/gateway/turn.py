@@ -18,8 +18,8 @@ from conserve_server.gateway.conversations import Conversations
 from conserve_server.gateway.coordinator import Coordinator
 from conserve_server.gateway.draining import Draining
 from conserve_server.gateway.energy import GatewayEnergy
-from conserve_server.gateway.identity import DEFAULT_TENANT, Identity
-from conserve_server.gateway.live_turn import LiveTurn, span_attributes
+from conserve_server.gateway.identity import Identity
+from conserve_server.gateway.live_turn import LiveTurn, first_attributes, span_attributes
 from conserve_server.gateway.readers import document_reader, stream_reader
 from conserve_server.gateway.recognition import Watch
 from conserve_server.gateway.reply import ClientStalled, Reply
@@ -80,7 +80,7 @@ class Turns:
         """
         live = self._begin(request, identity, watch)
         trace = self._traces.begin(
-            headers, identity.conversation_id, lambda: _first_attributes(live, identity), live.arrived_s
+            headers, identity.conversation_id, lambda: first_attributes(live), live.arrived_s
         )
         if trace.is_recorded:
             live.record.turn_spans.append(trace.span_context)
@@ -363,22 +363,6 @@ def _leg_headers(live: LiveTurn, trace: TurnTrace, span: Span) -> dict[str, str]
         REQUEST_ID: live.request.request_id,
         **trace.headers(span),
     }
-
-
-def _first_attributes(live: LiveTurn, identity: Identity) -> dict[str, str | int | bool]:
-    found: dict[str, str | int | bool] = {
-        names.TURN_INDEX: live.index,
-        names.REQUEST_MODEL: live.request.model,
-        names.SYNTHETIC: identity.is_synthetic,
-        names.REQUEST_ID: live.request.request_id,
-    }
-    if identity.tenant != DEFAULT_TENANT:
-        found[names.TENANT] = identity.tenant
-    if identity.agent is not None:
-        found[names.AGENT_NAME] = identity.agent
-    if identity.parent_id is not None:
-        found[names.PARENT_CONVERSATION_ID] = identity.parent_id
-    return found
 
 
 def _log_failure(leg: str, live: LiveTurn, error: EngineFailed) -> None:

@@ -139,7 +139,9 @@ class TurnCycle:
         try:
             await endpoint(scope, self.receive, self.send)
         except asyncio.CancelledError:
-            self._break_off(NoCapacity("the gateway is shutting down", code="shutting_down"))
+            self._break_off(
+                NoCapacity("the gateway was stopped before the turn had ended", code="gateway_stopped")
+            )
         except Exception as error:
             log.exception("the gateway failed")
             self._break_off(TurnError(f"the gateway failed: {type(error).__name__}", code="internal_error"))
