@@ -76,6 +76,14 @@ class GatewayMetrics:
             ("engine",), registry=registry,
         )  # fmt: skip
         self.energy = EnergyMetrics(registry)
+        self._of_plugins(registry)
+        self._of_conversations = {
+            field: Histogram(f"conserve_conversation_{name}", text, buckets=buckets, registry=registry)
+            for field, (name, text, buckets) in _CONVERSATIONS.items()
+        }
+        self._hold_labels()
+
+    def _of_plugins(self, registry: CollectorRegistry) -> None:
         self._kv_signals = Counter(
             "conserve_kv_signals", "Conversations that an engine's plugin was told of.",
             ("engine", "signal", "outcome"), registry=registry,
@@ -84,11 +92,6 @@ class GatewayMetrics:
             "conserve_engine_follows_conversations", "1 where the engine has conserve_vllm and it works.",
             ("engine",), registry=registry,
         )  # fmt: skip
-        self._of_conversations = {
-            field: Histogram(f"conserve_conversation_{name}", text, buckets=buckets, registry=registry)
-            for field, (name, text, buckets) in _CONVERSATIONS.items()
-        }
-        self._hold_labels()
 
     def conversation_ended(self, summary: ConversationSummary) -> None:
         """Count an ended conversation; what was not observed is left out."""
