@@ -113,10 +113,8 @@ class EngineState:
 
         What goes beyond our own books belongs to others, or is not settled yet.
         """
-        unaccounted = max(0, turns - len(self._running.keys() | self._queued.keys()))
-        if unaccounted != self._unaccounted_turns:
-            self._unaccounted_turns = unaccounted
-            self._changed()
+        self._changed()
+        self._unaccounted_turns = max(0, turns - len(self._running.keys() | self._queued.keys()))
         if self.ledger is not None and kv_tokens is not None:
             self.ledger.reconcile(kv_tokens, set(self._running.values()))
 

@@ -72,10 +72,8 @@ class DecoderLedger:
         vLLM counts what running requests hold, and not what is only cached: the comparison is
         with the reservations of the conversations that are `running` there now.
         """
-        unaccounted = max(0, used_tokens - sum(self.held(name) for name in running))
-        if unaccounted != self.unaccounted_tokens:
-            self.unaccounted_tokens = unaccounted
-            self._changed()
+        self.unaccounted_tokens = max(0, used_tokens - sum(self.held(name) for name in running))
+        self._changed()
 
     def settle(self, conversation_id: str, kv_tokens: int) -> None:
         """Set the conversation's reservation to what is known to be needed."""
