@@ -27,12 +27,13 @@ from conserve_sdk._tracing import instrument
 from conserve_sdk._turn import Turn
 from conserve_sdk._version import __version__
 from conserve_sdk._wrap import async_http_client, http_client, wrap
-from conserve_sdk.protocol import ConversationReport, Outcome, ToolReport, TurnReport
+from conserve_sdk.protocol import ConversationReport, ConversationUpdate, Outcome, ToolReport, TurnReport
 
 __all__ = [
     "ConserveSdkError",
     "Conversation",
     "ConversationReport",
+    "ConversationUpdate",
     "GatewayRefused",
     "GatewayUnreachable",
     "NoGatewaySeen",

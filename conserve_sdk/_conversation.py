@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from functools import partial
 from types import MappingProxyType, TracebackType
@@ -15,11 +15,12 @@ from conserve_sdk._control import Gateway, afetch_report, fetch_report
 from conserve_sdk._current import Entry, current_conversation, innermost, innermost_entry, is_inside
 from conserve_sdk._delivery import Delivery, process_delivery
 from conserve_sdk._errors import ReportUnavailable
+from conserve_sdk._follow import afollow, follow
 from conserve_sdk._link import Link, is_on_event_loop, wait, wait_async
 from conserve_sdk._settings import DISABLED_VARIABLE, is_disabled
 from conserve_sdk._tool_call import ToolCall
 from conserve_sdk._turn import Turn
-from conserve_sdk.protocol import ConversationReport, clean_id
+from conserve_sdk.protocol import ConversationReport, ConversationUpdate, clean_id
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
@@ -111,6 +112,18 @@ class Conversation:
         gateway = self._reporting_gateway()
         await wait_async(self._link.flushed(), _REPORT_WAIT_S)
         return await afetch_report(gateway, self.id)
+
+    def follow(self) -> Iterator[ConversationUpdate]:
+        """Each change that the gateway tells, as it happens, until the conversation has ended.
+
+        For another thread than the agent's, once its first model call was made. At most four a
+        second; the first holds everything. Raises ReportUnavailable as `report` does.
+        """
+        return follow(self._reporting_gateway(), self.id)
+
+    def afollow(self) -> AsyncIterator[ConversationUpdate]:
+        """`follow` for asyncio, for another task than the agent's."""
+        return afollow(self._reporting_gateway(), self.id)
 
     def _reporting_gateway(self) -> Gateway:
         if self._is_inert:

@@ -195,6 +195,38 @@ async def test_the_gateways_turn_is_a_child_of_the_chat_span(
     assert {(span.attributes or {})["gen_ai.conversation.id"] for span in (*chats, *turns)} == {"c-1"}
 
 
+# -- as it happens -----------------------------------------------------------------------
+
+
+async def test_a_conversation_can_be_followed_to_its_end(client: AsyncOpenAI) -> None:
+    async def watch(conversation: conserve.Conversation) -> list[conserve.ConversationUpdate]:
+        return [change async for change in conversation.afollow()]
+
+    async with conserve.conversation("c-1") as conversation:
+        await ask(client)
+        watching = asyncio.create_task(watch(conversation))
+        await ask(client)
+    async with asyncio.timeout(10):
+        changes = await watching
+    assert {change.report.id for change in changes} == {"c-1"}
+    assert changes[-1].report.state == "ended"
+    assert [turn.index for change in changes for turn in change.report.turns] == [1, 2]
+
+
+async def test_it_can_be_followed_from_a_thread_too(client: AsyncOpenAI) -> None:
+    async with conserve.conversation("c-1") as conversation:
+        await ask(client)
+        watching = asyncio.create_task(asyncio.to_thread(lambda: list(conversation.follow())))
+    async with asyncio.timeout(10):
+        changes = await watching
+    assert changes[-1].report.state == "ended"
+
+
+async def test_what_tells_no_events_is_an_error_that_says_so(client: AsyncOpenAI) -> None:
+    with pytest.raises(conserve.NoGatewaySeen):
+        conserve.conversation().afollow()
+
+
 # -- LangGraph ---------------------------------------------------------------------------
 
 
