@@ -202,11 +202,13 @@ async def test_a_release_during_a_transfer_s_lease_waits_for_the_transfer(
 
 async def test_the_engine_s_metrics_page_counts_blocks_and_calls(decoder: KvEngine) -> None:
     name = f"counted-{uuid.uuid4().hex[:6]}"
+    await decoder.look("resident")
     before = await decoder.metric("conserve_kv_blocks_released_total")
     await decoder.turn(name, token_ids(70, 3))
     kept = await decoder.signal("keep", name, timeout_s=5.0)
     assert kept == {"blocks": 2}
     await decoder.signal("release", name)
+    await decoder.look("resident")  # the page shows what the engine said at the latest call
     assert await decoder.metric("conserve_kv_blocks_released_total") == before + 2
     assert await decoder.metric("conserve_kv_blocks_kept_total") >= 2
     assert await decoder.metric("conserve_kv_call_seconds_count") >= 2
