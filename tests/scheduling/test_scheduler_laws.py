@@ -120,8 +120,10 @@ class Interleavings(RuleBasedStateMachine):
         for action in actions:
             pulls = isinstance(action, StartDecode) and action.placement.prefiller == prefiller
             assert not (action.turn_id == turn_id in self.stale and pulls), "a pull of KV that is gone"
+        # KV that is gone is a leg that broke: the turn goes on in its place, it is not admitted again.
+        is_stale = turn_id in self.stale
         self.stale.discard(turn_id)
-        self.carry_out(actions)
+        self.carry_out(actions, admits=not is_stale)
 
     @precondition(lambda self: self.prefilling)
     @rule(data=st.data(), is_lost=st.booleans())
