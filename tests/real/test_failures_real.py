@@ -17,7 +17,7 @@ import pytest
 
 from conserve_sdk.protocol import Outcome, RebindCause
 from conserve_server.cli.gateway_process import running_gateway
-from tests.processes import eventually
+from tests.processes import eventually, is_running
 from tests.real.cluster import START_S, RealCluster
 from tests.real.test_conversations_real import (
     ANSWER_TOKENS,
@@ -58,10 +58,11 @@ async def up(gateway: Gateway) -> set[str]:
 
 async def kill(gateway: Gateway, name: str) -> None:
     """kill -9. The engine's launcher starts it again at its address, which takes a minute."""
+    await eventually(lambda: is_running(gateway.cluster.engines.pid(name) or 0), f"{name} on record")
     pid = gateway.cluster.engines.pid(name)
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    await eventually(lambda: gateway.cluster.engines.pid(name) != pid, f"{name} to be gone")
+    await eventually(lambda: not is_running(pid), f"{name} to be gone")
 
 
 async def ask(gateway: Gateway, conversation: str, context: Sequence[int]) -> list[int]:
