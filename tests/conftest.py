@@ -9,6 +9,11 @@ from __future__ import annotations
 import pytest
 
 UNCONFIRMED = (
+    "tests/bench/",
+    "tests/cli/test_demo.py::test_a_demo_on_emulated_engines_is_reported_checked_and_drawn",
+    "tests/dashboards/test_phoenix.py::test_each_conversation_is_a_session_with_its_turns_tools_and_tokens[openai",
+    "tests/test_bench.py",
+    "tests/test_chaos.py",
     "tests/examples/test_examples.py",
     "tests/integrations/test_smolagents.py",
     "tests/integrations/test_litellm.py",
