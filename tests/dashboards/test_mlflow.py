@@ -23,6 +23,12 @@ def traces_of(mlflow: Collector, session: str) -> list[dict[str, Any]]:
     return [t for t in found.get("traces", []) if t["trace_metadata"].get("mlflow.trace.session") == session]
 
 
+def two_traces(mlflow: Collector, session: str) -> list[dict[str, Any]] | None:
+    """The conversation's summary is a trace of its own: it covers every turn, and so belongs to none."""
+    found = traces_of(mlflow, session)
+    return found if len(found) == 2 else None
+
+
 def spans_of(mlflow: Collector, trace_id: str) -> list[dict[str, Any]]:
     spans: list[dict[str, Any]] = fetched(
         f"{mlflow.url}/ajax-api/3.0/mlflow/get-trace-artifact?request_id={trace_id}"
@@ -35,11 +41,15 @@ async def test_a_langgraph_conversation_is_one_session_with_its_tokens_counted_o
 ) -> None:
     results = await converse(EXAMPLES / "langgraph_agent.py", tmp_path, mlflow.environment)
     for result in results:
-        (trace,) = awaited(
-            lambda session=result.conversation_id: traces_of(mlflow, session),  # type: ignore[misc]
-            "MLflow to store the trace",
+        stored = awaited(
+            lambda session=result.conversation_id: two_traces(mlflow, session),  # type: ignore[misc]
+            "MLflow to store the agent's trace and the conversation's summary",
         )
-        spans = spans_of(mlflow, trace["trace_id"])
+        traces = {trace["trace_id"]: spans_of(mlflow, trace["trace_id"]) for trace in stored}
+        (summary,) = [spans for spans in traces.values() if spans[0]["name"] == names.SPAN_CONVERSATION]
+        assert [span["name"] for span in summary] == [names.SPAN_CONVERSATION]
+        (trace,) = [trace for trace in stored if traces[trace["trace_id"]] is not summary]
+        spans = traces[trace["trace_id"]]
         by_name = [span["name"] for span in spans]
         assert by_name.count(names.SPAN_TURN) == 5
         assert by_name.count(names.SPAN_PREFILL) == by_name.count(names.SPAN_TRANSFER) == 1

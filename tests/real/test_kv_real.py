@@ -200,11 +200,16 @@ async def test_a_release_during_a_transfer_s_lease_waits_for_the_transfer(
     await decoder.signal("release", run)
 
 
+def own_tokens(conversation: str, count: int) -> list[int]:
+    """A prompt that no other conversation shares: a release leaves alone what is shared."""
+    return token_ids(count, random.Random(conversation).randrange(10**6))
+
+
 async def test_the_engine_s_metrics_page_counts_blocks_and_calls(decoder: KvEngine) -> None:
     name = f"counted-{uuid.uuid4().hex[:6]}"
     await decoder.look("resident")
     before = await decoder.metric("conserve_kv_blocks_released_total")
-    await decoder.turn(name, token_ids(70, 3))
+    await decoder.turn(name, own_tokens(name, 70))
     kept = await decoder.signal("keep", name, timeout_s=5.0)
     assert kept == {"blocks": 2}
     await decoder.signal("release", name)
@@ -217,7 +222,7 @@ async def test_the_engine_s_metrics_page_counts_blocks_and_calls(decoder: KvEngi
 async def test_resident_is_told_by_what_has_changed(decoder: KvEngine) -> None:
     name = f"resident-{uuid.uuid4().hex[:6]}"
     cursor = (await decoder.look("resident")).json()["cursor"]
-    await decoder.turn(name, token_ids(70, 4))
+    await decoder.turn(name, own_tokens(name, 70))
     answer = (await decoder.look(f"resident?since={cursor}")).json()
     assert (answer["is_full"], answer["tokens"][name]) == (False, 64), json.dumps(answer)
     await decoder.signal("release", name)
@@ -240,7 +245,7 @@ async def test_the_gateway_keeps_over_a_tool_and_releases_on_both_engines(
 ) -> None:
     name, engines = f"through-{uuid.uuid4().hex[:6]}", (prefiller, decoder)
     kept = await decoder.metric("conserve_kv_blocks_kept_total")
-    body = decoder.body(token_ids(300, random.Random(name).randrange(10**6)), max_tokens=8)
+    body = decoder.body(own_tokens(name, 300), max_tokens=8)
     headers = {"x-conserve-conversation-id": name}
     answer = await client.post(f"{gateway_url}/v1/completions", json=body, headers=headers)
     assert answer.headers["x-conserve-path"] == "remote-prefill"
