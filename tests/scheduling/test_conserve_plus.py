@@ -5,7 +5,7 @@ import pytest
 from conserve_sdk.protocol import Path
 from conserve_server.core.policy_config import ConServePlusConfig, EstimatesConfig
 from conserve_server.core.turn import Placement
-from conserve_server.scheduling.acting import acting_prefillers
+from conserve_server.scheduling.acting import roles_now
 from conserve_server.scheduling.conserve_plus import ConServePlus
 from conserve_server.scheduling.policy import EngineView
 from tests.scheduling.views import CAPACITY, cluster, decoder, first, later, prefiller
@@ -117,7 +117,8 @@ def acting(*engines: EngineView, load: float = 0.0, **changes: object) -> list[s
     """`load`: first-turn prefill seconds a second, at the views' 8,000 tokens a second; equals may act."""
     config = ConServePlusConfig(**{"min_prefill_speedup": 1.0, **changes})  # type: ignore[arg-type]
     view = cluster(*engines, first_turn_tokens_per_s=load * 8000)
-    return [engine.name for engine in acting_prefillers(view, config)]
+    holding = roles_now(view, config).holding
+    return [engine.name for engine in view.prefillers if engine.name not in holding]
 
 
 FOUR = [both(f"e{i}") for i in range(4)]

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from conserve_server.core.config import SchedulerConfig
 from conserve_server.core.errors import ConfigError
+from conserve_server.scheduling.choices import FREEST
 from conserve_server.scheduling.policies import POLICIES, policy_of
-from conserve_server.scheduling.policy import ClusterView, EngineView, TurnView
+from conserve_server.scheduling.policy import ClusterView, EngineView, Order, TurnView
 from tests.scheduling.views import cluster, decoder, first, later, pools, prefiller
 
 PAGE = Path(__file__).parents[2] / "docs" / "policies.md"
@@ -54,8 +55,18 @@ def test_a_configured_priority_wins() -> None:
 # -- what is read ----------------------------------------------------------------------------------
 
 ENGINE, TURN, CLUSTER = "engine", "turn", "cluster"
-# What is found through these is noted itself; which engine it is says nothing of its load.
-PLAIN = {"engine.name", "cluster.engines", "turn.bound_decoder"}
+# What is found through these is noted itself; which engine it is, and what for, says nothing of its load.
+PLAIN = {
+    "engine.name",
+    "engine.takes_conversations",
+    "engine.takes_prefills",
+    "cluster.engine",
+    "cluster.engines",
+    "cluster.ordered",
+    "cluster.prefillers",
+    "cluster.decoders",
+    "turn.bound_decoder",
+}
 
 OPTIONS = {
     "ampd": {"reorders_prefills": True},
@@ -73,9 +84,15 @@ class Recording:
     def __getattr__(self, name: str) -> object:
         self._read.add(f"{self._kind}.{name}")
         value = getattr(self._view, name)
+        if name == "ordered":
+            return self._ordered
         if name == "engine":
             return lambda wanted: self._wrapped(value(wanted))
         return tuple(map(self._wrapped, value)) if isinstance(value, tuple) else value
+
+    def _ordered(self, order: Order) -> Iterator[EngineView]:
+        engines = [cast(EngineView, self._wrapped(e)) for e in cast(ClusterView, self._view).engines]
+        return iter(sorted(filter(order.takes, engines), key=order.key))
 
     def _wrapped(self, found: object) -> object:
         return Recording(found, ENGINE, self._read) if isinstance(found, EngineView) else found
@@ -162,4 +179,5 @@ def test_a_read_is_recorded() -> None:
     view = cluster(prefiller("p0"), decoder("d0"))
     recorded = cast(ClusterView, Recording(view, CLUSTER, read))
     assert recorded.decoders[0].free_tokens == 1000
-    assert read == {"cluster.decoders", "engine.free_tokens"}
+    assert next(recorded.ordered(FREEST)).name == "d0"
+    assert read >= {"cluster.decoders", "cluster.ordered", "engine.free_tokens"}

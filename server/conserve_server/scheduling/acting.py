@@ -9,39 +9,49 @@ anew, so the choice keeps itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import ceil, floor
+from typing import Final
 
 from conserve_server.core.policy_config import ConServePlusConfig
-from conserve_server.scheduling.policy import ClusterView, EngineView
+from conserve_server.scheduling.policy import ClusterView, EngineView, Order
 
 ALIKE = 0.8
 """Engines at least this fast, relative to the fastest, count as one kind: observed speeds vary."""
 
 
-def acting_prefillers(cluster: ClusterView, config: ConServePlusConfig) -> tuple[EngineView, ...]:
-    """The engines that prefill for others now, in the cluster's order."""
-    able = cluster.prefillers
+_BOTH: Final = Order(lambda e: e.takes_prefills and e.takes_conversations, lambda _: ())
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """Names of the engines with both roles: those that prefill for others now, those that don't."""
+
+    prefilling: frozenset[str] = frozenset()
+    holding: frozenset[str] = frozenset()
+
+
+def roles_now(cluster: ClusterView, config: ConServePlusConfig) -> Roles:
+    """What each engine with both roles does now."""
+    both = list(cluster.ordered(_BOTH))
+    if not both:
+        return Roles()
     if not config.adapts_prefillers:
-        return able
-    fixed = [e for e in able if not e.takes_conversations]
-    free = [e for e in able if e.takes_conversations and _is_faster(e, cluster.decoders, config)]
-    wanted = min(_wanted(cluster, able, config), _affordable(cluster, config)) - len(fixed)
+        return Roles(prefilling=frozenset(e.name for e in both))
+    able = cluster.prefillers
+    fixed = len(able) - len(both)
+    free = [e for e in both if _is_faster(e, cluster.decoders, config)]
+    wanted = min(_wanted(cluster, able, config), _affordable(cluster, config)) - fixed
     is_fast = {e.name: e.prefill_tokens_per_s >= ALIKE * _fastest(able) for e in free}
     free.sort(key=lambda e: (not is_fast[e.name], e.kv_share))
-    names = {e.name for e in (*fixed, *free[: max(0, wanted)])}
-    return tuple(e for e in able if e.name in names)
+    prefilling = frozenset(e.name for e in free[: max(0, wanted)])
+    return Roles(prefilling, frozenset(e.name for e in both) - prefilling)
 
 
 def _is_faster(engine: EngineView, decoders: Sequence[EngineView], config: ConServePlusConfig) -> bool:
     """Whether it prefills so much faster than the slowest decoder that prefilling for it pays."""
     slowest = min((d.prefill_tokens_per_s for d in decoders), default=0.0)
     return engine.prefill_tokens_per_s >= config.min_prefill_speedup * slowest
-
-
-def are_alike(engines: Sequence[EngineView]) -> bool:
-    """Whether the engines decode about equally fast."""
-    steps = [e.decode_step_s for e in engines]
-    return not steps or min(steps) >= ALIKE * max(steps)
 
 
 def _wanted(cluster: ClusterView, able: Sequence[EngineView], config: ConServePlusConfig) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from conserve_server.core.policy_config import AMPDConfig
 from conserve_server.core.turn import Placement
-from conserve_server.scheduling.choices import fitting, freest, placed
+from conserve_server.scheduling.choices import freest, placed
 from conserve_server.scheduling.policy import ClusterView, EngineView, TurnView
 
 
@@ -28,7 +28,7 @@ class AMPD:
             prefiller = self._roomiest(cluster, bound)
             stays = decoder is None or prefiller is None or self._stays(decoder, prefiller)
             return self._placed(turn, bound, None if stays else prefiller)
-        best = freest(fitting(cluster.decoders, turn.prompt_tokens))
+        best = freest(cluster, turn.prompt_tokens)
         return self._placed(turn, best.name, self._roomiest(cluster, best.name)) if best else None
 
     def _stays(self, decoder: EngineView, prefiller: EngineView) -> bool:

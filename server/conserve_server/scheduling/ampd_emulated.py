@@ -27,7 +27,7 @@ class AMPDEmulated:
         bound = turn.bound_decoder
         if bound is None or not self._is_wrong(turn):
             return self._conserve.place(turn, cluster)
-        return placed(turn, bound, shortest_queue(cluster.prefillers, but=bound))
+        return placed(turn, bound, shortest_queue(cluster, but=(bound,)))
 
     def _is_wrong(self, turn: TurnView) -> bool:
         name = f"{self._config.seed}:{turn.index}:{turn.conversation_id}"

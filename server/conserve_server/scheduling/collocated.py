@@ -7,7 +7,7 @@ engine prefills its whole history there. Reads running turns, queued prompt toke
 from __future__ import annotations
 
 from conserve_server.core.turn import Placement
-from conserve_server.scheduling.choices import fitting, least_busy, placed
+from conserve_server.scheduling.choices import LEAST_BUSY, need_of, placed
 from conserve_server.scheduling.policy import ClusterView, TurnView
 
 
@@ -18,9 +18,9 @@ class Collocated:
         bound = turn.bound_decoder
         if bound is not None and not turn.may_move:
             return placed(turn, bound, None)
-        room = fitting([d for d in cluster.decoders if d.name != bound], turn.prompt_tokens)
-        names = {d.name for d in room} | {bound}
-        best = least_busy([d for d in cluster.decoders if d.name in names])
+        need = need_of(cluster, turn.prompt_tokens, but=() if bound is None else (bound,))
+        decoders = cluster.ordered(LEAST_BUSY)
+        best = next((d for d in decoders if d.name == bound or d.free_tokens >= need), None)
         if best is None:
             return placed(turn, bound, None) if bound is not None else None
         return placed(turn, best.name, None)

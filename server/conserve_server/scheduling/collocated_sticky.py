@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from conserve_server.core.policy_config import CollocatedStickyConfig
 from conserve_server.core.turn import Placement
-from conserve_server.scheduling.choices import fitting, least_busy, placed
+from conserve_server.scheduling.choices import least_busy, placed
 from conserve_server.scheduling.policy import ClusterView, EngineView, TurnView
 
 
@@ -22,7 +22,7 @@ class CollocatedSticky:
 
     def place(self, turn: TurnView, cluster: ClusterView) -> Placement | None:
         bound = turn.bound_decoder
-        best = least_busy(fitting(cluster.decoders, turn.prompt_tokens))
+        best = least_busy(cluster, turn.prompt_tokens)
         if bound is None:
             return placed(turn, best.name, None) if best else None
         if best is None or not turn.may_move or not self._should_leave(turn, cluster.engine(bound), cluster):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from conserve_server.core.policy_config import ConditionalConfig
 from conserve_server.core.turn import Placement
-from conserve_server.scheduling.choices import fitting, freest, placed, shortest_queue
+from conserve_server.scheduling.choices import freest, placed, shortest_queue
 from conserve_server.scheduling.policy import ClusterView, TurnView
 
 
@@ -22,13 +22,13 @@ class Conditional:
     def place(self, turn: TurnView, cluster: ClusterView) -> Placement | None:
         decoder = turn.bound_decoder
         if decoder is None:
-            best = freest(fitting(cluster.decoders, turn.prompt_tokens))
+            best = freest(cluster, turn.prompt_tokens)
             if best is None:
                 return None
             decoder = best.name
         if self._is_short(turn, decoder):
             return placed(turn, decoder, None)
-        return placed(turn, decoder, shortest_queue(cluster.prefillers, but=decoder))
+        return placed(turn, decoder, shortest_queue(cluster, but=(decoder,)))
 
     def _is_short(self, turn: TurnView, decoder: str) -> bool:
         uncached_tokens = turn.uncached_tokens(decoder)

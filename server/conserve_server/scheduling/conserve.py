@@ -13,7 +13,7 @@ from __future__ import annotations
 from conserve_server.core.errors import ConfigError
 from conserve_server.core.policy_config import ConServeConfig
 from conserve_server.core.turn import Placement
-from conserve_server.scheduling.choices import fitting, freest, placed, preferred, shortest_queue
+from conserve_server.scheduling.choices import freest_by_tier, placed, shortest_queue_by_tier
 from conserve_server.scheduling.policy import ClusterView, TurnView
 
 
@@ -27,11 +27,10 @@ class ConServe:
         if turn.bound_decoder is not None:
             return placed(turn, turn.bound_decoder, None)
         total_tokens = _total_tokens(turn) if self._is_oracle else None
-        decoder = freest(preferred(fitting(cluster.decoders, total_tokens or turn.prompt_tokens), "decode"))
+        decoder = freest_by_tier(cluster, total_tokens or turn.prompt_tokens)
         if decoder is None:
             return None
-        others = [p for p in cluster.prefillers if p.name != decoder.name]
-        prefiller = shortest_queue(preferred(others, "prefill"))
+        prefiller = shortest_queue_by_tier(cluster, but=(decoder.name,))
         return placed(turn, decoder.name, prefiller, reserve_tokens=total_tokens)
 
 

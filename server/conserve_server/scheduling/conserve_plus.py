@@ -10,14 +10,27 @@ tiers need no rule of their own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
+from math import inf
+from typing import Final
 
 from conserve_server.core.policy_config import ConServePlusConfig, EstimatesConfig
 from conserve_server.core.turn import Placement
-from conserve_server.scheduling.acting import acting_prefillers, are_alike
-from conserve_server.scheduling.choices import fitting, freest, placed
+from conserve_server.scheduling.acting import ALIKE, roles_now
+from conserve_server.scheduling.choices import (
+    FREEST,
+    first_of,
+    need_of,
+    placed,
+    takes_conversations,
+    takes_prefills,
+)
 from conserve_server.scheduling.estimates import Estimates
-from conserve_server.scheduling.policy import ClusterView, EngineView, TurnView
+from conserve_server.scheduling.policy import ClusterView, EngineView, Order, TurnView
+
+_FASTEST_PREFILL: Final = Order(takes_prefills, lambda p: (-p.prefill_tokens_per_s,))
+_FASTEST_STEP: Final = Order(takes_conversations, lambda d: (d.decode_step_s,))
+_SLOWEST_STEP: Final = Order(takes_conversations, lambda d: (-d.decode_step_s,))
 
 
 class ConServePlus:
@@ -26,32 +39,60 @@ class ConServePlus:
     def __init__(self, config: ConServePlusConfig, estimates: EstimatesConfig) -> None:
         self._config = config
         self._estimates = Estimates(estimates)
+        self._by_score = Order(takes_conversations, lambda d: (self._score(d),))
+        self._by_wait = Order(takes_prefills, lambda p: (self._estimates.wait_s(p), -p.prefill_tokens_per_s))
 
     def place(self, turn: TurnView, cluster: ClusterView) -> Placement | None:
         if turn.bound_decoder is not None:
             return self._place_later(turn, turn.bound_decoder, cluster)
-        return self._place_first(turn, cluster, acting_prefillers(cluster, self._config))
+        return self._place_first(turn, cluster)
 
     # -- first turns ---------------------------------------------------------------------------
 
-    def _place_first(
-        self, turn: TurnView, cluster: ClusterView, acting: Sequence[EngineView]
-    ) -> Placement | None:
-        need = turn.prompt_tokens + self._config.growth_outputs * cluster.mean_output_tokens
-        names = {p.name for p in acting}
-        homes = fitting([d for d in cluster.decoders if d.name not in names], need)
-        if not homes or not acting:
-            return self._place_locally(turn, fitting(cluster.decoders, need))
-        prefiller = min(acting, key=lambda p: self._ready_s(turn, p))
-        spill = min(homes, key=self._score)
+    def _place_first(self, turn: TurnView, cluster: ClusterView) -> Placement | None:
+        tokens = turn.prompt_tokens + self._config.growth_outputs * cluster.mean_output_tokens
+        roles = roles_now(cluster, self._config)
+        prefiller = self._soonest(turn, cluster, but=roles.holding)
+        spill = self._best(cluster, tokens, but=roles.prefilling)
+        if prefiller is None or spill is None:
+            return self._placed_locally(turn, self._best(cluster, tokens))
         if self._should_spill(turn, prefiller, spill):
-            return self._place_locally(turn, [spill])
-        home = freest(homes) if are_alike(homes) else spill
-        return placed(turn, home.name, prefiller, priority=self._priority(turn)) if home else None
+            return self._placed_locally(turn, spill)
+        home = spill
+        if _are_alike(cluster, but=roles.prefilling):
+            home = first_of(cluster.ordered(FREEST), but=roles.prefilling) or spill
+        return placed(turn, home.name, prefiller, priority=self._priority(turn))
 
-    def _place_locally(self, turn: TurnView, decoders: Sequence[EngineView]) -> Placement | None:
-        best = min(decoders, key=self._score, default=None)
-        return placed(turn, best.name, None, priority=self._priority(turn)) if best else None
+    def _placed_locally(self, turn: TurnView, decoder: EngineView | None) -> Placement | None:
+        return placed(turn, decoder.name, None, priority=self._priority(turn)) if decoder else None
+
+    def _best(self, cluster: ClusterView, tokens: float, *, but: Collection[str] = ()) -> EngineView | None:
+        """The decoder with the best score of those with room for so many tokens."""
+        need = need_of(cluster, tokens, but=but)
+        roomiest = first_of(cluster.ordered(FREEST), but=but)
+        if roomiest is None or roomiest.free_tokens < need:
+            return None
+        fitting = (d for d in cluster.ordered(self._by_score) if d.free_tokens >= need)
+        return first_of(fitting, but=but)
+
+    def _soonest(self, turn: TurnView, cluster: ClusterView, *, but: Collection[str]) -> EngineView | None:
+        """The prefiller that has the turn ready first.
+
+        Those that hold some of its context are asked each. The others compute all of it: in the order of
+        their waits, until the wait alone leaves no chance to the fastest.
+        """
+        held = [cluster.engine(name) for name in turn.context_tokens]
+        able = [p for p in held if p is not None and p.takes_prefills and p.name not in but]
+        best = min(able, key=lambda p: self._ready_s(turn, p), default=None)
+        best_s = self._ready_s(turn, best) if best is not None else inf
+        fastest = next(cluster.ordered(_FASTEST_PREFILL), None)
+        least_s = turn.prompt_tokens / fastest.prefill_tokens_per_s if fastest is not None else 0.0
+        for prefiller in cluster.ordered(self._by_wait):
+            if self._estimates.wait_s(prefiller) + least_s >= best_s:
+                break
+            if prefiller.name not in but and self._ready_s(turn, prefiller) < best_s:
+                best, best_s = prefiller, self._ready_s(turn, prefiller)
+        return best
 
     def _should_spill(self, turn: TurnView, prefiller: EngineView, decoder: EngineView) -> bool:
         """Whether the pool's wait is long and the decoder would have the turn ready sooner."""
@@ -77,8 +118,7 @@ class ConServePlus:
         decoder = cluster.engine(bound) if self._is_long(turn, bound) else None
         if decoder is None:
             return placed(turn, bound, None)
-        others = [p for p in acting_prefillers(cluster, self._config) if p.name != bound]
-        best = min(others, key=lambda p: self._estimates.remote_s(turn, p, decoder), default=None)
+        best = self._soonest(turn, cluster, but={bound, *roles_now(cluster, self._config).holding})
         if best is None:
             return placed(turn, bound, None)
         gained = self._estimates.local_s(turn, decoder) / self._estimates.remote_s(turn, best, decoder)
@@ -87,3 +127,10 @@ class ConServePlus:
     def _is_long(self, turn: TurnView, bound: str) -> bool:
         is_long = turn.uncached_tokens(bound) >= self._config.long_append_tokens
         return self._config.sends_long_appends and is_long
+
+
+def _are_alike(cluster: ClusterView, *, but: Collection[str]) -> bool:
+    """Whether the decoders decode about equally fast."""
+    fastest = first_of(cluster.ordered(_FASTEST_STEP), but=but)
+    slowest = first_of(cluster.ordered(_SLOWEST_STEP), but=but)
+    return fastest is None or slowest is None or fastest.decode_step_s >= ALIKE * slowest.decode_step_s

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 from conserve_server.core.policy_config import EstimatesConfig
 from conserve_server.scheduling.engine_state import EngineProfile, EngineState
 from conserve_server.scheduling.ledger import DecoderLedger
-from conserve_server.scheduling.policy import EngineView
+from conserve_server.scheduling.policy import EngineView, EngineViews
 from conserve_server.scheduling.view_cache import ViewCache
 
 
@@ -25,6 +26,7 @@ class EnginePools:
         self._up: dict[str, EngineState] = {}
         self.ledgers: dict[str, DecoderLedger] = {}
         """Reservations of each engine that is up and may hold conversations."""
+        self._holders: dict[str, set[str]] = {}
         self._views = ViewCache(self._view)
         for profile in profiles:
             self.add(profile)
@@ -68,7 +70,9 @@ class EnginePools:
         if name not in self._up:
             changed = self._views.marker(name)
             if profile.takes_conversations:
-                self.ledgers[name] = DecoderLedger(capacity_tokens, self._budget_fraction, changed)
+                self.ledgers[name] = DecoderLedger(
+                    capacity_tokens, self._budget_fraction, changed, partial(self._holds, name)
+                )
             self._up[name] = EngineState(profile, self.ledgers.get(name), self._estimates, changed)
             self._views.set_engines(each for each in self._profiles if each in self._up)
         elif name in self.ledgers:
@@ -95,13 +99,24 @@ class EnginePools:
 
     def release(self, conversation_id: str) -> None:
         """Free what the conversation holds, wherever that is."""
-        for ledger in self.ledgers.values():
-            ledger.release(conversation_id)
+        for engine in self._holders.pop(conversation_id, ()):
+            if engine in self.ledgers:
+                self.ledgers[engine].release(conversation_id)
+
+    def held(self, conversation_id: str) -> int:
+        """KV tokens that are reserved for the conversation, wherever that is."""
+        engines = self._holders.get(conversation_id, ())
+        return sum(self.ledgers[engine].held(conversation_id) for engine in engines if engine in self.ledgers)
 
     @property
     def overcommitted_tokens(self) -> int:
         """Tokens by which growth of bound conversations exceeds the budgets, over all engines."""
         return sum(ledger.overcommitted_tokens for ledger in self.ledgers.values())
+
+    @property
+    def kept_views(self) -> EngineViews:
+        """The views of the engines that are up, for policies."""
+        return self._views
 
     def views(self, now_s: float) -> tuple[EngineView, ...]:
         """The engines that are up, in the order in which they became known."""
@@ -112,6 +127,9 @@ class EnginePools:
         state = self._up[name]
         takes_new = name not in self._draining and name not in self._doubted
         return state.view(now_s, takes_new=takes_new), state.view_changes_s
+
+    def _holds(self, engine: str, conversation_id: str) -> None:
+        self._holders.setdefault(conversation_id, set()).add(engine)
 
     def _known(self, name: str) -> EngineProfile:
         if name not in self._profiles:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from conserve_server.core.policy_config import FullDisaggregationConfig
 from conserve_server.core.turn import Placement
-from conserve_server.scheduling.choices import fitting, least_busy, placed, shortest_queue
+from conserve_server.scheduling.choices import least_busy, placed, shortest_queue
 from conserve_server.scheduling.policy import ClusterView, EngineView, TurnView
 
 
@@ -30,11 +30,12 @@ class FullDisaggregation:
         bound = turn.bound_decoder
         if bound is not None and (self._is_sticky or not turn.may_move):
             return bound
-        best = least_busy(fitting(cluster.decoders, turn.prompt_tokens))
+        best = least_busy(cluster, turn.prompt_tokens)
         return best.name if best else bound
 
     def _prefiller(self, turn: TurnView, cluster: ClusterView, decoder: str) -> EngineView | None:
-        others = [p for p in cluster.prefillers if p.name != decoder]
-        if self._is_sticky:
-            others = [p for p in others if p.name == turn.last_prefiller] or others
-        return shortest_queue(others)
+        if self._is_sticky and turn.last_prefiller not in (None, decoder):
+            last = cluster.engine(turn.last_prefiller or "")
+            if last is not None and last.takes_prefills:
+                return last
+        return shortest_queue(cluster, but=(decoder,))

@@ -16,14 +16,19 @@ UNBOUNDED = sys.maxsize
 
 
 class DecoderLedger:
-    """One decoder's reservations, in KV tokens, by conversation. `changed` is called after every change."""
+    """One decoder's reservations, in KV tokens, by conversation.
+
+    `changed` is called after every change, `holds` with each conversation that held nothing before.
+    """
 
     def __init__(
         self,
         capacity_tokens: int | None,
         budget_fraction: float,
         changed: Callable[[], None] = lambda: None,
+        holds: Callable[[str], None] = lambda _: None,
     ) -> None:
+        self._holds = holds
         self._changed = changed
         self._budget_fraction = budget_fraction
         self._reserved: dict[str, int] = {}
@@ -77,7 +82,10 @@ class DecoderLedger:
 
     def settle(self, conversation_id: str, kv_tokens: int) -> None:
         """Set the conversation's reservation to what is known to be needed."""
-        self._total += kv_tokens - self._reserved.get(conversation_id, 0)
+        held = self._reserved.get(conversation_id)
+        if held is None:
+            self._holds(conversation_id)
+        self._total += kv_tokens - (held or 0)
         self._reserved[conversation_id] = kv_tokens
         self._changed()
 

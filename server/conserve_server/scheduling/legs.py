@@ -142,7 +142,7 @@ class Legs:
     def cluster_view(self, now_s: float) -> ClusterView:
         """What a policy may read of the cluster."""
         return LazyClusterView(
-            engines=lambda: self._pools.views(now_s),
+            self._pools.kept_views,
             now_s=now_s,
             mean_output_tokens=self._outputs.value,
             first_turn_tokens_per_s=self._first_turns.rate_per_s(now_s),

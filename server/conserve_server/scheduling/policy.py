@@ -7,7 +7,7 @@ reserved and was told. Nothing is predicted, with one exception that its name ad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -62,6 +62,17 @@ class EngineView:
         return self.running_turns + self.unaccounted_turns
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Order:
+    """An order of the engines that `takes` lets in: the least `key` first, ties by the configuration.
+
+    A key reads nothing but the engine. Make an order once and ask for that: clusters keep it sorted.
+    """
+
+    takes: Callable[[EngineView], bool]
+    key: Callable[[EngineView], tuple[float, ...]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterView:
     """The engines that are up, in the order of the configuration, and what was learned of the load.
@@ -89,18 +100,32 @@ class ClusterView:
         """The engine of that name while it is up, also one that takes nothing new."""
         return next((e for e in self.engines if e.name == name), None)
 
+    def ordered(self, order: Order) -> Iterator[EngineView]:
+        """The engines of the order, one after another."""
+        return iter(sorted(filter(order.takes, self.engines), key=order.key))
+
+
+class EngineViews(Protocol):
+    """Views that are kept between decisions."""
+
+    def at(self, now_s: float) -> tuple[EngineView, ...]: ...
+
+    def find(self, name: str, now_s: float) -> EngineView | None: ...
+
+    def ordered(self, order: Order, now_s: float) -> Iterator[EngineView]: ...
+
 
 class LazyClusterView(ClusterView):
-    """A cluster whose engines are looked at when a policy first asks: most turns need none of them."""
+    """A cluster whose engines are looked at when a policy asks for them: most turns need none, or a few."""
 
-    __slots__ = ("_seen",)
+    __slots__ = ("_kept",)
 
-    _seen: tuple[EngineView, ...] | Callable[[], tuple[EngineView, ...]]
+    _kept: EngineViews
 
     def __init__(
         self,
+        kept: EngineViews,
         *,
-        engines: tuple[EngineView, ...] | Callable[[], tuple[EngineView, ...]],
         now_s: float = 0.0,
         mean_output_tokens: float = 0.0,
         first_turn_tokens_per_s: float = 0.0,
@@ -109,15 +134,17 @@ class LazyClusterView(ClusterView):
         set_field("now_s", now_s)
         set_field("mean_output_tokens", mean_output_tokens)
         set_field("first_turn_tokens_per_s", first_turn_tokens_per_s)
-        set_field("_seen", engines)
+        set_field("_kept", kept)
 
     @property
     def engines(self) -> tuple[EngineView, ...]:
-        seen = self._seen
-        if callable(seen):
-            seen = seen()
-            object.__setattr__(self, "_seen", seen)
-        return seen
+        return self._kept.at(self.now_s)
+
+    def engine(self, name: str) -> EngineView | None:
+        return self._kept.find(name, self.now_s)
+
+    def ordered(self, order: Order) -> Iterator[EngineView]:
+        return self._kept.ordered(order, self.now_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from conserve_server.core.policy_config import EstimatesConfig, PPDConfig
 from conserve_server.core.turn import Placement
-from conserve_server.scheduling.choices import fitting, freest, placed, shortest_queue
+from conserve_server.scheduling.choices import freest, placed, shortest_queue
 from conserve_server.scheduling.estimates import Estimates
 from conserve_server.scheduling.policy import ClusterView, EngineView, TurnView
 
@@ -25,12 +25,10 @@ class PPD:
 
     def place(self, turn: TurnView, cluster: ClusterView) -> Placement | None:
         if turn.bound_decoder is None:
-            best = freest(fitting(cluster.decoders, turn.prompt_tokens))
-            return (
-                placed(turn, best.name, shortest_queue(cluster.prefillers, but=best.name)) if best else None
-            )
+            best = freest(cluster, turn.prompt_tokens)
+            return placed(turn, best.name, shortest_queue(cluster, but=(best.name,))) if best else None
         decoder = cluster.engine(turn.bound_decoder)
-        prefiller = shortest_queue(cluster.prefillers, but=turn.bound_decoder)
+        prefiller = shortest_queue(cluster, but=(turn.bound_decoder,))
         if decoder is None or prefiller is None or self._stays(turn, decoder, prefiller, cluster):
             return placed(turn, turn.bound_decoder, None)
         return placed(turn, decoder.name, prefiller)

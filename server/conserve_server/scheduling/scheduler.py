@@ -76,7 +76,7 @@ class Scheduler:
 
     def reserved_tokens(self, conversation_id: str) -> int:
         """KV tokens that are reserved for the conversation now."""
-        return sum(ledger.held(conversation_id) for ledger in self.pools.ledgers.values())
+        return self.pools.held(conversation_id)
 
     def idle_since(self, limit_s: float) -> list[str]:
         """Conversations without a turn since `limit_s` (monotonic seconds) or longer, oldest first."""
@@ -131,10 +131,8 @@ class Scheduler:
         if not self._placing.has_its_decoder(state):
             return self._placing.place_again(state)
         state.prefill_failures += 1
-        prefillers = [
-            p for p in self._legs.cluster_view(self._placing.now_s).prefillers if p.name != failed.prefiller
-        ]
-        other = shortest_queue(prefillers, but=failed.decoder)
+        cluster = self._legs.cluster_view(self._placing.now_s)
+        other = shortest_queue(cluster, but=(failed.prefiller or "", failed.decoder))
         is_leader = state.conversation.leader is state
         if other is not None and is_leader and state.prefill_failures == 1:
             return self._placing.start(state, replace(failed, prefiller=other.name))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from heapq import heappop, heappush
 from math import inf
 
-from conserve_server.scheduling.policy import EngineView
+from conserve_server.scheduling.orders import OrderIndex
+from conserve_server.scheduling.policy import EngineView, Order
 
 _UNREAD = EngineView(name="")
 
 
 class ViewCache:
-    """Views in the engines' order. `make` gives one, and when time alone will change it."""
+    """Views in the engines' order. `make` gives one, and when time alone will change it.
+
+    Times never run backwards.
+    """
 
     def __init__(self, make: Callable[[str, float], tuple[EngineView, float]]) -> None:
         self._make = make
@@ -20,14 +24,18 @@ class ViewCache:
         self._views: list[EngineView] = []
         self._changed: set[str] = set()
         self._expiries: list[tuple[float, str]] = []
-        self._all: tuple[EngineView, ...] = ()
+        self._expiring: set[str] = set()
+        """Engines with an entry in `_expiries`: one each, at the latest when the view changes next."""
+        self._all: tuple[EngineView, ...] | None = None
+        self._indexes: dict[Order, OrderIndex] = {}
 
     def set_engines(self, names: Iterable[str]) -> None:
         """These engines are up now, in this order."""
         self._places = {name: place for place, name in enumerate(names)}
         self._views = [_UNREAD] * len(self._places)
         self._changed = set(self._places)
-        self._all = ()
+        self._all = None
+        self._indexes.clear()
 
     def mark(self, name: str) -> None:
         """The engine's view is no longer what it was."""
@@ -38,20 +46,45 @@ class ViewCache:
         return lambda: self._changed.add(name)
 
     def at(self, now_s: float) -> tuple[EngineView, ...]:
-        """All views. Times never run backwards."""
-        while self._expiries and self._expiries[0][0] <= now_s:
-            self._changed.add(heappop(self._expiries)[1])
-        if self._changed:
-            self._renew(now_s)
+        """All views."""
+        self._renew(now_s)
+        if self._all is None:
+            self._all = tuple(self._views)
         return self._all
 
+    def find(self, name: str, now_s: float) -> EngineView | None:
+        """One engine's view; None where no such engine is up."""
+        self._renew(now_s)
+        place = self._places.get(name)
+        return None if place is None else self._views[place]
+
+    def ordered(self, order: Order, now_s: float) -> Iterator[EngineView]:
+        """The views of an order, which is kept from its first use on."""
+        self._renew(now_s)
+        index = self._indexes.get(order)
+        if index is None:
+            index = self._indexes[order] = OrderIndex(order)
+            for place, view in enumerate(self._views):
+                index.put(place, view)
+        return (self._views[place] for place in index.places())
+
     def _renew(self, now_s: float) -> None:
+        while self._expiries and self._expiries[0][0] <= now_s:
+            _, name = heappop(self._expiries)
+            self._expiring.discard(name)
+            self._changed.add(name)
+        if not self._changed:
+            return
         for name in self._changed:
             place = self._places.get(name)
             if place is None:
                 continue  # it went down
-            self._views[place], changes_s = self._make(name, now_s)
-            if changes_s < inf:
+            view, changes_s = self._make(name, now_s)
+            self._views[place] = view
+            if changes_s < inf and name not in self._expiring:
+                self._expiring.add(name)
                 heappush(self._expiries, (changes_s, name))
+            for index in self._indexes.values():
+                index.put(place, view)
         self._changed.clear()
-        self._all = tuple(self._views)
+        self._all = None
