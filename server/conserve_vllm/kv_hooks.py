@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from conserve_vllm.host_hooks import host_ledger_of, keys_of, tokens_of
+from conserve_vllm.host_ledger import HostLedger
 from conserve_vllm.kv_calls import answer_call
 from conserve_vllm.kv_ledger import Ledger
 from conserve_vllm.kv_queue import attach
@@ -17,6 +19,7 @@ UTILITY: Final = "conserve_kv"
 """The engine core's method that the API server's process calls."""
 _LEDGER: Final = "_conserve_ledger"
 _REFUSED: Final = "_conserve_refused"
+_HOST: Final = "_conserve_host"
 _DENSE: Final = ("FullAttentionSpec", "MLAAttentionSpec")
 
 log = logging.getLogger("vllm.conserve")
@@ -74,6 +77,22 @@ def _refuse(manager: Any, reason: str) -> None:
     ledger: Ledger | None = manager.__dict__.pop(_LEDGER, None)
     if ledger is not None:
         ledger.clear()
+    manager.__dict__.pop(_HOST, None)
+
+
+def _host_of(scheduler: Any, ledger: Ledger) -> HostLedger | None:
+    """The ledger of the host tier, looked for at the first call: a gateway asks before it sends turns."""
+    manager = scheduler.kv_cache_manager
+    if _HOST not in manager.__dict__:
+        try:
+            found = host_ledger_of(scheduler, ledger.block_size)
+        except Exception:
+            log.exception("the host tier is not followed: it is unlike that of the tested versions")
+            found = None
+        ledger.on_released = None if found is None else found.release
+        setattr(manager, _HOST, found)
+    host: HostLedger | None = manager.__dict__[_HOST]
+    return host
 
 
 def _guarded(manager: Any, act: Callable[[Ledger], None]) -> None:
@@ -95,6 +114,9 @@ def _around_free(original: Callable[[Any, Any], Any]) -> Callable[[Any, Any], An
         def record(ledger: Ledger) -> None:
             (blocks,) = self.coordinator.get_blocks(request_id)
             ledger.record(session, request_id, blocks)
+            host: HostLedger | None = self.__dict__.get(_HOST)
+            if host is not None:
+                host.record(session, keys_of(request), tokens_of(request))
 
         _guarded(self, record)
         result = original(self, request)
@@ -121,4 +143,5 @@ def _utility(self: Any, call: str, conversations: list[str], number: float) -> d
     ledger = ledger_of(manager)
     if ledger is None:
         return {"refused": reason}
-    return answer_call(ledger, self.scheduler.requests.values(), call, conversations, number)
+    host = _host_of(self.scheduler, ledger)
+    return answer_call(ledger, self.scheduler.requests.values(), call, conversations, number, host)

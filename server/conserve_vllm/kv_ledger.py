@@ -28,6 +28,9 @@ class Counts:
     released: int = 0
     kept: int = 0
     evicted_while_kept: int = 0
+    offloaded: int = 0
+    fetched: int = 0
+    host_released: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,8 @@ class Ledger:
         self._change = 0
         self._oldest_known_change = 0
         self.counts = Counts()
+        self.on_released: Callable[[str], int] | None = None
+        """Told of each conversation that was released; how many host copies that were."""
 
     @property
     def block_size(self) -> int:
@@ -178,6 +183,36 @@ class Ledger:
         self.counts.kept += blocks
         return blocks
 
+    def offload(self, conversation: str, is_on_host: Callable[[bytes], bool]) -> int:
+        """Its blocks that the host has a copy of are the next to be taken; how many these are.
+
+        Those that others share, or that are in use, stay where they are. It keeps what it has
+        until that is taken.
+        """
+        self._unkeep(conversation)
+        found = [
+            block
+            for block in self._current(conversation)
+            if block.ref_cnt == 0
+            and self._owners[block.block_id] == {conversation}
+            and block.block_hash is not None
+            and is_on_host(block.block_hash)
+        ]
+        self._pool.free_block_queue.next_to_go(found)
+        self.counts.offloaded += len(found)
+        return len(found)
+
+    def hashes(self, conversation: str) -> set[bytes]:
+        """Of the blocks that it has here."""
+        return set(self._owned.get(conversation, {}).values())
+
+    @property
+    def free_unkept(self) -> int:
+        """Free blocks that no kept conversation has."""
+        kept = {block_id for name in self._kept_until_s for block_id in self._owned.get(name, ())}
+        free_kept = sum(self._pool.blocks[block_id].ref_cnt == 0 for block_id in kept)
+        return self._pool.free_block_queue.num_free_blocks - free_kept
+
     def resident(self, since: int | None) -> Resident:
         """What of which conversation is cached, as far as it has changed."""
         is_full = since is None or not self._oldest_known_change <= since <= self._change
@@ -225,6 +260,8 @@ class Ledger:
         else:
             self._ending.pop(name, None)
             self._owned.pop(name, None)
+            if self.on_released is not None:
+                self.counts.host_released += self.on_released(name)
         self._changed(name)
         return not held
 

@@ -11,6 +11,9 @@ _COUNTS: Final = {
     "released": "KV blocks freed because their conversation ended.",
     "kept": "KV blocks protected by a keep, counted again with each keep.",
     "evicted_while_kept": "KV blocks taken although they were kept: nothing else was free.",
+    "offloaded": "KV blocks put first in line because the host has a copy.",
+    "fetched": "KV blocks brought back from the host before their turn came.",
+    "host_released": "Host copies put first in line because their conversation ended.",
 }
 
 

@@ -25,6 +25,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from conserve_vllm.host_fetch import bring_back
 from conserve_vllm.kv_guard import Vllm, why_not
 from conserve_vllm.kv_hooks import UTILITY
 from conserve_vllm.kv_metrics import KvMetrics
@@ -43,6 +44,10 @@ log = logging.getLogger("vllm.conserve")
 
 CallEngines = Callable[[Any, str, list[str], float], Awaitable[list[dict[str, Any]]]]
 """Carries a call to every rank behind vLLM's engine client; one answer each."""
+
+
+BringBack = Callable[[Any, dict[str, list[int]]], Awaitable[None]]
+"""Brings the contexts of conversations, as token ids, into the engine's cache."""
 
 
 class Refused(Exception):
@@ -95,15 +100,23 @@ class KvRoutes:
         vllm: Vllm,
         metrics: KvMetrics,
         call: CallEngines = call_engines,
+        bring_back: BringBack = bring_back,
     ) -> None:
         self._reason = reason
         self._vllm = vllm
         self._metrics = metrics
         self._call = call
+        self._bring_back = bring_back
 
     def table(self) -> list[Route]:
         """The routes, for an application."""
-        posts = {"release": self.release, "refresh": self.refresh, "keep": self.keep}
+        posts = {
+            "release": self.release,
+            "refresh": self.refresh,
+            "keep": self.keep,
+            "offload": self.offload,
+            "fetch": self.fetch,
+        }
         gets = {"resident": self.resident, "capabilities": self.capabilities}
         return [
             *(Route(PREFIX + name, endpoint, methods=["POST"]) for name, endpoint in posts.items()),
@@ -122,6 +135,24 @@ class KvRoutes:
         """Protect them until the time-out."""
         return await self._answer(request, "keep", _merge_blocks)
 
+    async def offload(self, request: Request) -> Response:
+        """Let what the host has a copy of be the next to be taken."""
+        return await self._answer(request, "offload", _merge_blocks)
+
+    async def fetch(self, request: Request) -> Response:
+        """Bring conversations back from the host, ahead of their next turns. Answers when they are."""
+
+        async def back(request: Request) -> dict[str, Any]:
+            answers = await self._ask(request, "context")
+            if len(answers) > 1:
+                raise Refused(501, "fetch does not know which data-parallel rank the next turn goes to")
+            contexts = {name: tokens for name, tokens in answers[0]["contexts"].items() if tokens}
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                await self._bring_back(request.app.state.engine_client, contexts)
+            return {"tokens": {name: len(tokens) - 1 for name, tokens in contexts.items()}}
+
+        return await self._answered("fetch", back(request))
+
     async def resident(self, request: Request) -> Response:
         """What is cached of each conversation that has changed since the cursor."""
         return await self._answer(request, "resident", _merge_resident)
@@ -130,14 +161,17 @@ class KvRoutes:
         """What there is, and on which vLLM."""
 
         def merge(answers: list[dict[str, Any]]) -> dict[str, Any]:
+            host_blocks = sum(answer["host_blocks"] for answer in answers)
+            with_host = ["offload", *(["fetch"] if len(answers) == 1 else [])] if host_blocks else []
             return {
                 "api_version": API_VERSION,
-                "calls": ["release", "refresh", "keep", "resident"],
+                "calls": ["release", "refresh", "keep", "resident", *with_host],
                 "vllm_version": self._vllm.version,
                 "is_tested": self._vllm.is_tested,
                 "ranks": len(answers),
                 "block_size": answers[0]["block_size"],
                 "blocks": sum(answer["blocks"] for answer in answers),
+                "host_blocks": host_blocks,
             }
 
         return await self._answer(request, "capabilities", merge)
@@ -145,9 +179,15 @@ class KvRoutes:
     async def _answer(
         self, request: Request, call: str, merge: Callable[[list[dict[str, Any]]], dict[str, Any]]
     ) -> Response:
+        async def merged() -> dict[str, Any]:
+            return merge(await self._ask(request, call))
+
+        return await self._answered(call, merged())
+
+    async def _answered(self, call: str, work: Awaitable[dict[str, Any]]) -> Response:
         started_s, outcome = time.monotonic(), "failed"
         try:
-            document = merge(await self._ask(request, call))
+            document = await work
             outcome = "done"
             return JSONResponse(document)
         except Refused as refused:

@@ -20,6 +20,8 @@ class Block(Protocol):
 class FreeQueue(Protocol):
     """vLLM's queue of free blocks, with what `kv_queue` adds to it."""
 
+    num_free_blocks: int
+
     def remove(self, block: Block, /) -> None:
         """Take a free block out."""
 

@@ -160,6 +160,10 @@ class KVCacheManager:
 class Request:
     def __init__(self, request_id: str, session_id: str | None = None) -> None:
         self.request_id, self.session_id, self.has_ended = request_id, session_id, False
+        self.mm_features: list[Any] = []
+        self.cache_salt = self.lora_request = self.prompt_embeds = None
+        self.block_hashes: list[bytes] = []
+        self.all_token_ids: list[int] = []
 
     def is_finished(self) -> bool:
         return self.has_ended

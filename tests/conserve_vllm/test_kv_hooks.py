@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from conserve_vllm import kv_hooks
+from conserve_vllm.host_hooks import keys_of, tokens_of
+from conserve_vllm.host_order import HostOrder
 from conserve_vllm.kv_ledger import Ledger
 from tests.conserve_vllm.fake_kv import Request, fake_vllm
+from tests.conserve_vllm.test_host_order import Chunk
 
 
 class Hooked:
@@ -110,3 +114,55 @@ def test_what_fails_in_the_ledger_fails_no_request(
 def test_an_unknown_call_is_an_error(hooked: Hooked) -> None:
     with pytest.raises(ValueError, match="no such call: forget"):
         hooked.call("forget")
+
+
+def with_host_tier(hooked: Hooked, *, hashes_per_chunk: int = 1) -> HostOrder:
+    """The engine's connector is NIXL with a host tier that has room for 20 blocks."""
+    order = HostOrder(20)
+    group = SimpleNamespace(hashes_per_chunk=hashes_per_chunk, group_idx=0)
+    offloading = SimpleNamespace(
+        manager=SimpleNamespace(_policy=order), config=SimpleNamespace(kv_group_configs=(group,))
+    )
+    children = [SimpleNamespace(), SimpleNamespace(connector_scheduler=offloading)]
+    hooked.core.scheduler.connector = SimpleNamespace(sub_connectors=children)
+    return order
+
+
+def test_a_conversation_is_offloaded_fetched_and_released_on_the_host_too(hooked: Hooked) -> None:
+    order = with_host_tier(hooked)
+    assert hooked.call("capabilities")["host_blocks"] == 20
+    request = hooked.begin("r", "a", "AAA")
+    request.block_hashes = [b"A", b"AA", b"AAA"]
+    request.all_token_ids = list(range(13))
+    for block, key in zip(hooked.manager.block_pool.blocks, keys_of(request), strict=False):
+        block.block_hash = key
+        order.insert(key, Chunk())
+        order.mark_evictable(key)
+    hooked.end(request)
+    assert hooked.call("context", "a")["contexts"] == {"a": []}
+    assert hooked.call("offload", "a")["blocks"] == 3
+    hooked.end(hooked.begin("s", "b", "B" * 11))
+    assert hooked.call("context", "a")["contexts"] == {"a": list(range(13))}
+    counts = hooked.call("release", "a")["counts"]
+    assert (counts["fetched"], counts["host_released"]) == (0, 3)
+
+
+def test_without_a_host_tier_that_can_be_followed_offloads_are_refused(hooked: Hooked) -> None:
+    with_host_tier(hooked, hashes_per_chunk=4)
+    assert hooked.call("capabilities")["host_blocks"] == 0
+    for call in ("offload", "context"):
+        assert "no host tier" in hooked.call(call, "a")["refused"]
+
+
+def test_a_host_tier_unlike_the_known_ones_is_left_alone(hooked: Hooked) -> None:
+    with_host_tier(hooked)
+    del hooked.core.scheduler.connector.sub_connectors[1].connector_scheduler.config
+    assert hooked.call("capabilities")["host_blocks"] == 0
+
+
+@pytest.mark.parametrize("field", ["mm_features", "lora_request", "cache_salt", "prompt_embeds"])
+def test_a_request_that_its_token_ids_do_not_tell_is_not_fetched(field: str) -> None:
+    request = Request("r", "a")
+    assert tokens_of(request) == []
+    setattr(request, field, ["something"])
+    assert tokens_of(request) is None

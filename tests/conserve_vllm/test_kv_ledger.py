@@ -241,3 +241,40 @@ def test_what_was_forgotten_stays_cached_as_without_the_plugin() -> None:
     engine.turn("b", "BB")
     engine.ledger.release("a", running=())
     assert engine.cached("AA") == 2
+
+
+def test_an_offload_lets_go_of_what_the_host_has_and_of_nothing_that_is_shared_or_in_use(
+    engine: Engine,
+) -> None:
+    engine.turn("a", "PAAA")
+    engine.turn("b", "PB")
+    engine.turn("c", "CCC")
+    engine.ledger.keep("a", 60.0)
+    on_host = {content.encode() for content in ("P", "PA", "PAA")}
+    assert engine.ledger.offload("a", on_host.__contains__) == 2
+    end = engine.begin("d", "DDDDDD")  # four were free, and the two that were let go
+    assert (engine.cached("PAAA"), engine.cached("CCC")) == (1, 3)
+    end()
+    assert engine.ledger.counts.offloaded == 2
+
+
+def test_a_release_is_told_once_it_is_done(engine: Engine) -> None:
+    told: list[str] = []
+
+    def on_released(name: str) -> int:
+        told.append(name)
+        return 3
+
+    engine.ledger.on_released = on_released
+    end = engine.begin("a", "AA")
+    engine.ledger.release("a", {"r"})
+    assert told == []
+    end()
+    assert (told, engine.ledger.counts.host_released) == (["a"], 3)
+
+
+def test_free_blocks_that_are_kept_are_told_apart(engine: Engine) -> None:
+    engine.turn("a", "AAAA")
+    assert engine.ledger.free_unkept == BLOCKS
+    engine.ledger.keep("a", 60.0)
+    assert engine.ledger.free_unkept == BLOCKS - 4

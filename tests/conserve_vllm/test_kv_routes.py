@@ -15,9 +15,10 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from conserve_vllm import kv_routes
+from conserve_vllm.host_fetch import bring_back
 from conserve_vllm.kv_guard import Vllm
 from conserve_vllm.kv_metrics import KvMetrics
-from conserve_vllm.kv_routes import KvRoutes, Refused, call_engines
+from conserve_vllm.kv_routes import BringBack, KvRoutes, Refused, call_engines
 from conserve_vllm.kv_server import ConversationRoutes
 
 COUNTS = {"released": 3, "kept": 0, "evicted_while_kept": 1}
@@ -59,9 +60,11 @@ class Page:
 
 
 @asynccontextmanager
-async def page(engines: Client, *, reason: str | None = None) -> AsyncIterator[Page]:
+async def page(
+    engines: Client, *, reason: str | None = None, bring_back: BringBack = bring_back
+) -> AsyncIterator[Page]:
     registry = CollectorRegistry()
-    routes = KvRoutes(reason=reason, vllm=Vllm("0.32.0"), metrics=KvMetrics(registry))
+    routes = KvRoutes(reason=reason, vllm=Vllm("0.32.0"), metrics=KvMetrics(registry), bring_back=bring_back)
     app = Starlette(routes=routes.table())
     app.state.engine_client = engines
     transport = httpx2.ASGITransport(app=app)
@@ -102,7 +105,7 @@ async def test_resident_of_several_ranks_is_the_sum_of_all_that_they_have() -> N
 
 
 async def test_capabilities_name_version_calls_and_blocks() -> None:
-    async with page(Client({"block_size": 32, "blocks": 100})) as routes:
+    async with page(Client({"block_size": 32, "blocks": 100, "host_blocks": 0})) as routes:
         answer = (await routes.get("capabilities")).json()
     assert answer == {
         "api_version": 1,
@@ -112,7 +115,38 @@ async def test_capabilities_name_version_calls_and_blocks() -> None:
         "ranks": 1,
         "block_size": 32,
         "blocks": 100,
+        "host_blocks": 0,
     }
+
+
+@pytest.mark.parametrize(("ranks", "calls"), [(1, ["offload", "fetch"]), (2, ["offload"])])
+async def test_an_engine_with_a_host_tier_can_offload_and_one_rank_alone_can_fetch(
+    ranks: int, calls: list[str]
+) -> None:
+    sizes = {"block_size": 32, "blocks": 100, "host_blocks": 400}
+    async with page(Client(*[sizes] * ranks)) as routes:
+        answer = (await routes.get("capabilities")).json()
+    assert (answer["calls"][4:], answer["host_blocks"]) == (calls, 400 * ranks)
+
+
+async def test_a_fetch_brings_back_what_the_engine_names_and_tells_how_much() -> None:
+    brought: list[dict[str, list[int]]] = []
+
+    async def bring_back(_: Any, contexts: dict[str, list[int]]) -> None:
+        brought.append(contexts)
+
+    engines = Client({"contexts": {"a": [7, 8, 9], "b": []}})
+    async with page(engines, bring_back=bring_back) as routes:
+        answer = await routes.post("fetch", conversations=["a", "b"])
+    assert answer.json() == {"tokens": {"a": 2}}
+    assert (engines.calls[0][1], brought) == ("context", [{"a": [7, 8, 9]}])
+    assert 'call="fetch",outcome="done"' in routes.metrics
+
+
+async def test_a_fetch_from_several_ranks_or_without_a_host_tier_is_refused() -> None:
+    for engines in (Client({"contexts": {}}, {"contexts": {}}), Client({"refused": "no host tier"})):
+        async with page(engines) as routes:
+            assert (await routes.post("fetch", conversations=["a"])).status_code == 501
 
 
 @pytest.mark.parametrize("call", ["capabilities", "resident"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -181,3 +182,52 @@ def test_engines_with_both_roles_give_and_take_kv() -> None:
     both = parse_config({"pools": {"decode": {"count": 2, "has_both_roles": True}}})
     made = vllm_command(both, slot(Role.DECODE), FOLDER, python="python", device="cuda")
     assert json.loads(option(made, "--kv-transfer-config"))["kv_role"] == "kv_both"
+
+
+def with_host_tier(device: str, *, prefill: int = 1, has_plugin: bool = True) -> dict[str, Any]:
+    pools = {"prefill": {"count": prefill}, "decode": {"count": 1, "host_kv_gib": 0.5}}
+    given = parse_config({"model": "small", "pools": pools})
+    made = vllm_command(
+        given, slot(Role.DECODE), FOLDER, python="python", device=device, has_plugin=has_plugin
+    )
+    found: dict[str, Any] = json.loads(option(made, "--kv-transfer-config"))
+    return found
+
+
+def test_a_decoder_with_host_memory_asks_nixl_first_and_then_its_host_tier() -> None:
+    connector = with_host_tier("cuda")
+    assert (connector["kv_connector"], connector["kv_role"]) == ("MultiConnector", "kv_both")
+    nixl, host = connector["kv_connector_extra_config"]["connectors"]
+    assert (nixl["kv_connector"], nixl["kv_role"]) == ("NixlConnector", "kv_consumer")
+    assert host == {
+        "kv_connector": "OffloadingConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {
+            "cpu_bytes_to_use": 512 * 1024**2,
+            "offload_prompt_only": False,
+            "eviction_policy": "ConversationPolicy",
+            "cache_policy_module_path": "conserve_vllm.host_tier",
+        },
+    }
+
+
+def test_a_decoder_without_prefillers_has_the_host_tier_alone() -> None:
+    assert with_host_tier("cuda", prefill=0)["kv_connector"] == "OffloadingConnector"
+
+
+def test_a_cpu_engine_s_host_tier_copies_with_a_spec_of_our_own() -> None:
+    extra = with_host_tier("cpu", prefill=0)["kv_connector_extra_config"]
+    assert (extra["spec_name"], extra["spec_module_path"]) == ("PlainCopySpec", "conserve_vllm.host_tier")
+
+
+def test_without_the_plugin_gpus_have_the_stock_order_and_cpus_no_host_tier() -> None:
+    extra = with_host_tier("cuda", prefill=0, has_plugin=False)["kv_connector_extra_config"]
+    assert extra == {"cpu_bytes_to_use": 512 * 1024**2, "offload_prompt_only": False}
+    with pytest.raises(ConfigError, match=r"pools\.decode\.host_kv_gib"):
+        with_host_tier("cpu", has_plugin=False)
+
+
+def test_a_prefiller_that_holds_no_conversations_takes_no_host_memory() -> None:
+    pools = {"prefill": {"count": 1, "host_kv_gib": 1}, "decode": {"count": 1}}
+    with pytest.raises(ConfigError, match="holds no conversations"):
+        parse_config({"model": "small", "pools": pools})

@@ -69,6 +69,7 @@ def local_engines(
     decode: int = 1,
     flags: str = "[]",
     env: str = STORES_RESPONSES,
+    host_kv_gib: float | None = None,
 ) -> Iterator[LocalEngines]:
     """`conserve up`, its engines ready; stopped afterwards, and nothing of it left running."""
     config_path = folder / "conserve.toml"
@@ -78,6 +79,7 @@ model = "{MODEL}"
 count = {prefill}
 [pools.decode]
 count = {decode}
+{"" if host_kv_gib is None else f"host_kv_gib = {host_kv_gib}"}
 [launcher]
 python = "{python}"
 run_dir = "{folder}/run"

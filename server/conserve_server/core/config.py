@@ -161,6 +161,8 @@ class PoolConfig(Part):
     """GPUs of each local engine, one entry an engine, as CUDA_VISIBLE_DEVICES writes them ("0" or "0,1")."""
     flags: tuple[str, ...] = ()
     """Extra vLLM flags for this pool's local engines, after the common ones."""
+    host_kv_gib: float | None = Field(default=None, gt=0)
+    """Host memory of each local engine for KV that does not fit its cache, in GiB; None: no host tier."""
     tiers: tuple[str, ...] = ()
     """The tier of each engine, one entry an engine; empty: speeds are observed."""
     has_both_roles: bool = False
@@ -219,6 +221,11 @@ class PoolsConfig(Part):
             )
         if self.prefill.count and self.decode.count and bool(self.prefill.gpus) != bool(self.decode.gpus):
             raise ValueError("only one pool has gpus: name the GPUs of both, so that no engine shares one")
+        if self.prefill.host_kv_gib is not None and not self.prefill.has_both_roles:
+            raise ValueError(
+                "prefill has host_kv_gib, but holds no conversations: set it for decode, "
+                "or set pools.prefill.has_both_roles"
+            )
         if bool(self.prefill.engines) and bool(self.decode.count):
             raise ValueError(
                 "prefill lists running engines while decode starts local ones; do the same in both"

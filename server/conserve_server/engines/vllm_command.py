@@ -18,6 +18,7 @@ from conserve_server.engines.engine import Role
 
 HOST = "127.0.0.1"
 PLUGIN_ROUTES = "conserve_vllm.ConversationRoutes"
+HOST_TIER = "conserve_vllm.host_tier"
 _OURS = ("--host", "--port", "--model", "--served-model-name")
 
 
@@ -87,7 +88,7 @@ def vllm_command(
         *("--disable-access-log-for-endpoints", "/health,/metrics,/v1/models"),
         *(("--middleware", PLUGIN_ROUTES) if has_plugin else ()),
         *_max_model_len(config),
-        *_kv_transfer(config, slot.role, recipe),
+        *_kv_transfer(config, slot.role, recipe, has_plugin=has_plugin),
         *recipe.flags,
         *_scheduling(config, slot.role),
         *model.flags,
@@ -174,17 +175,59 @@ def _scheduling(config: Config, role: Role) -> tuple[str, ...]:
     return tuple(flags)
 
 
-def _kv_transfer(config: Config, role: Role, recipe: Recipe) -> tuple[str, ...]:
-    """No connector where no engine prefills for another."""
+def _kv_transfer(config: Config, role: Role, recipe: Recipe, *, has_plugin: bool) -> tuple[str, ...]:
+    """What moves KV between engines, and what moves it to the host and back.
+
+    With both, NIXL is the first to be asked: a first turn's KV comes from its prefiller.
+    """
+    connectors = [*_between_engines(config, role, recipe)]
+    host_gib = pool_of(config, role).host_kv_gib
+    if host_gib is not None:
+        connectors.append(_host_tier(role, recipe, host_gib, has_plugin=has_plugin))
+    if not connectors:
+        return ()
+    connector: dict[str, object] = {
+        "kv_connector": "MultiConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {"connectors": connectors},
+    }
+    return ("--kv-transfer-config", json.dumps(connectors[0] if len(connectors) == 1 else connector))
+
+
+def _between_engines(config: Config, role: Role, recipe: Recipe) -> tuple[dict[str, object], ...]:
+    """None where no engine prefills for another."""
     if config.pools.prefill.count == 0 and not config.pools.decode.has_both_roles:
         return ()
     one_role = "kv_producer" if role is Role.PREFILL else "kv_consumer"
-    connector = {
-        "kv_connector": "NixlConnector",
-        "kv_role": "kv_both" if pool_of(config, role).has_both_roles else one_role,
-        "kv_buffer_device": recipe.kv_buffer_device,
+    return (
+        {
+            "kv_connector": "NixlConnector",
+            "kv_role": "kv_both" if pool_of(config, role).has_both_roles else one_role,
+            "kv_buffer_device": recipe.kv_buffer_device,
+        },
+    )
+
+
+def _host_tier(role: Role, recipe: Recipe, host_gib: float, *, has_plugin: bool) -> dict[str, object]:
+    """vLLM's own host tier. An agent's next turn has its last answer in the prompt: that is kept too."""
+    own_copies = recipe.kv_buffer_device == "cpu"
+    if own_copies and not has_plugin:
+        raise ConfigError(
+            f"pools.{role}.host_kv_gib: on CPUs vLLM has no host tier without conserve_vllm: "
+            "install it beside vLLM (pip install --no-deps conserve-sdk), or remove the key"
+        )
+    policy = {"eviction_policy": "ConversationPolicy", "cache_policy_module_path": HOST_TIER}
+    spec = {"spec_name": "PlainCopySpec", "spec_module_path": HOST_TIER}
+    return {
+        "kv_connector": "OffloadingConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {
+            "cpu_bytes_to_use": int(host_gib * 1024**3),
+            "offload_prompt_only": False,
+            **(policy if has_plugin else {}),
+            **(spec if own_copies else {}),
+        },
     }
-    return ("--kv-transfer-config", json.dumps(connector))
 
 
 def _refuse_ours(key: str, flags: Sequence[str]) -> None:

@@ -1,0 +1,169 @@
+"""The host tier on real vLLM, behind NIXL as decoders have it: what leaves the device comes back."""
+
+from __future__ import annotations
+
+import uuid
+import zlib
+from collections.abc import AsyncIterator, Iterator
+
+import httpx2
+import pytest
+
+from conserve_server.engines.engine import Role
+from tests.real.cluster import MODEL, LocalEngines, local_engines
+from tests.real.kv_engine import BLOCK_TOKENS, KvEngine, token_ids
+
+pytestmark = pytest.mark.real
+
+LIMIT_S = 120.0
+CONTEXT_TOKENS = 1_800
+ANSWER_TOKENS = 120
+"""With them a context fills 60 of the device's 256 blocks."""
+HOST_GIB = 0.03125
+HOST_BLOCKS = 512
+OTHERS = 5
+"""As many conversations fill the device."""
+
+
+@pytest.fixture(scope="module")
+def pair(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalEngines]:
+    """A prefill engine, and a decode engine with a host tier of twice its cache."""
+    folder = tmp_path_factory.mktemp("host")
+    with local_engines(folder, vllm_python, prefill=1, decode=1, host_kv_gib=HOST_GIB) as engines:
+        yield engines
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[httpx2.AsyncClient]:
+    async with httpx2.AsyncClient(timeout=LIMIT_S) as found:
+        yield found
+
+
+@pytest.fixture
+async def decoder(pair: LocalEngines, client: httpx2.AsyncClient) -> KvEngine:
+    engine = KvEngine(pair.url(Role.DECODE), MODEL, client)
+    await engine.look("capabilities")  # as a gateway does, before the first turn
+    return engine
+
+
+class Conversations:
+    """Conversations of one test on the engine; their contexts by name."""
+
+    def __init__(self, engine: KvEngine) -> None:
+        self.engine = engine
+        self.contexts: dict[str, list[int]] = {}
+        self._run = uuid.uuid4().hex[:6]
+
+    def session(self, name: str) -> str:
+        return f"{name}-{self._run}"
+
+    async def begin(self, *names: str) -> None:
+        for name in names:
+            prompt = token_ids(CONTEXT_TOKENS, hash_of(self.session(name)))
+            answer = await self.engine.turn(self.session(name), prompt, max_tokens=ANSWER_TOKENS)
+            self.contexts[name] = [*prompt, *answer.tokens]
+
+    async def crowd_out(self) -> None:
+        """Others take the whole device, and end."""
+        others = [f"other-{i}" for i in range(OTHERS)]
+        await self.begin(*others)
+        await self.release(*others)
+
+    async def release(self, *names: str) -> None:
+        await self.engine.signal("release", *(self.session(name) for name in names))
+
+    async def resident(self, name: str) -> int:
+        return (await self.engine.resident()).get(self.session(name), 0)
+
+
+def hash_of(text: str) -> int:
+    return zlib.crc32(text.encode())
+
+
+def whole(tokens: int) -> int:
+    """Of so many tokens those in whole blocks."""
+    return tokens // BLOCK_TOKENS * BLOCK_TOKENS
+
+
+KNOWN = whole(CONTEXT_TOKENS + ANSWER_TOKENS - 1)
+"""What a next turn can find: the last token of an answer has no KV."""
+
+
+@pytest.fixture
+async def conversations(decoder: KvEngine) -> AsyncIterator[Conversations]:
+    found = Conversations(decoder)
+    yield found
+    await found.release(*found.contexts)
+
+
+async def test_a_decoder_with_a_host_tier_says_so(decoder: KvEngine) -> None:
+    found = (await decoder.look("capabilities")).json()
+    assert found["calls"][-2:] == ["offload", "fetch"]
+    assert found["host_blocks"] == HOST_BLOCKS
+
+
+async def test_an_evicted_conversation_comes_back_with_its_answers_and_says_the_same(
+    conversations: Conversations,
+) -> None:
+    await conversations.begin("a")
+    await conversations.crowd_out()
+    assert await conversations.resident("a") == 0
+    engine, session = conversations.engine, conversations.session("a")
+    prompt = [*conversations.contexts["a"], *token_ids(20, 1)]
+    found = await engine.turn(session, prompt, max_tokens=16)
+    computed = await engine.turn(f"{session}-again", prompt, max_tokens=16, cache_salt=session)
+    assert (found.cached, computed.cached) == (KNOWN, 0)
+    assert found.tokens == computed.tokens
+    await engine.signal("release", f"{session}-again")
+
+
+async def test_a_fetch_brings_a_conversation_back_ahead_of_its_turn(conversations: Conversations) -> None:
+    await conversations.begin("a")
+    await conversations.crowd_out()
+    engine, session = conversations.engine, conversations.session("a")
+    assert (await engine.signal("fetch", session))["tokens"] == {session: KNOWN}
+    assert await conversations.resident("a") == KNOWN
+    assert (await engine.signal("fetch", session))["tokens"] == {}
+    prompt = [*conversations.contexts["a"], *token_ids(20, 1)]
+    found = await engine.turn(session, prompt, max_tokens=16)
+    computed = await engine.turn(f"{session}-again", prompt, max_tokens=16, cache_salt=session)
+    assert (found.cached, found.tokens) == (KNOWN, computed.tokens)
+    await engine.signal("release", f"{session}-again")
+
+
+async def test_a_fetch_takes_no_room_from_conversations_that_are_kept(conversations: Conversations) -> None:
+    await conversations.begin("a")
+    await conversations.crowd_out()
+    kept = ("b", "c", "d", "e")
+    for name in kept:
+        await conversations.begin(name)
+        await conversations.engine.signal("keep", conversations.session(name), timeout_s=60.0)
+    fetched = await conversations.engine.signal("fetch", conversations.session("a"))
+    assert fetched["tokens"] == {}
+    assert [await conversations.resident(name) for name in kept] == [KNOWN] * 4
+
+
+async def test_what_is_offloaded_makes_room_before_what_was_used_longer_ago(
+    conversations: Conversations,
+) -> None:
+    await conversations.begin("a", "b", "c")
+    answer = await conversations.engine.signal("offload", conversations.session("c"))
+    assert answer == {"blocks": KNOWN // BLOCK_TOKENS}
+    await conversations.begin("d", "e")
+    assert [await conversations.resident(name) for name in "ab"] == [KNOWN, KNOWN]
+    assert await conversations.resident("c") < KNOWN / 2
+    prompt = [*conversations.contexts["c"], *token_ids(20, 1)]
+    assert (await conversations.engine.turn(conversations.session("c"), prompt)).cached == KNOWN
+
+
+async def test_host_copies_of_an_ended_conversation_go_before_older_ones(
+    conversations: Conversations,
+) -> None:
+    """Nine contexts are more than the host has room for; the second has ended."""
+    await conversations.begin("oldest", "ended")
+    await conversations.release("ended")
+    await conversations.begin(*(f"later-{i}" for i in range(7)))
+    fetched = await conversations.engine.signal("fetch", conversations.session("oldest"))
+    assert fetched["tokens"] == {conversations.session("oldest"): KNOWN}
+    await conversations.engine.look("resident")
+    assert await conversations.engine.metric("conserve_kv_blocks_host_released_total") >= KNOWN / BLOCK_TOKENS
