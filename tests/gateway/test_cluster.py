@@ -59,7 +59,7 @@ async def watched(engine: FakeEngine, interval_s: float) -> AsyncIterator[Cluste
 
 
 async def hang(cluster: Cluster) -> None:
-    async with cluster.leg("d0"):
+    with cluster.leg("d0"):
         await asyncio.Event().wait()
 
 
@@ -101,6 +101,6 @@ async def test_a_doubted_engine_that_is_well_keeps_its_legs() -> None:
 
 async def test_a_time_limit_within_a_leg_stays_what_it_is() -> None:
     async with watched(FakeEngine(), NEVER_S) as cluster:
-        with pytest.raises(TimeoutError):
-            async with cluster.leg("d0"), asyncio.timeout(0):
+        with pytest.raises(TimeoutError), cluster.leg("d0"):
+            async with asyncio.timeout(0):
                 await asyncio.Event().wait()

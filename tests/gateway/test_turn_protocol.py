@@ -12,7 +12,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.types import Receive, Scope, Send
 
-from conserve_server.gateway.reply import CANCELS
+from conserve_server.gateway.reply import CONNECTION
 from conserve_server.gateway.turn_protocol import TURN_ROUTES
 from tests.gateway.conftest import MODEL, WAIT_S, Serve, serve_app
 
@@ -145,7 +145,7 @@ class Endpoint:
         self.was_cancelled = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        assert CANCELS in scope["extensions"]
+        assert CONNECTION in scope["extensions"]
         try:
             while (await receive())["more_body"]:
                 pass

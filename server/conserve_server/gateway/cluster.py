@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from conserve_server.core.clock import Clock
 from conserve_server.core.errors import EngineFailed
 from conserve_server.engines.engine import Engine, EngineStatus, Role
 from conserve_server.gateway.coordinator import Coordinator
+from conserve_server.gateway.cutoff import Cutoff
 from conserve_server.scheduling.engine_state import EngineProfile
 from conserve_server.telemetry.metrics import GatewayMetrics
 
@@ -45,7 +45,7 @@ class Cluster:
         self._on_removed = on_removed
         self._on_lost = on_lost
         self._failures: dict[str, int] = dict.fromkeys(self._engines, 0)
-        self._legs: dict[str, set[asyncio.Timeout]] = {name: set() for name in self._engines}
+        self._legs: dict[str, set[Cutoff[Engine]]] = {name: set() for name in self._engines}
         self._doubts: dict[str, asyncio.Event] = {name: asyncio.Event() for name in self._engines}
         self._watching: tuple[asyncio.TaskGroup, Clock, float] | None = None
         self._watches: dict[str, asyncio.Task[None]] = {}
@@ -57,26 +57,19 @@ class Cluster:
     def engine(self, name: str) -> Engine:
         return self._engines[name]
 
-    @asynccontextmanager
-    async def leg(self, name: str) -> AsyncIterator[Engine]:
-        """The engine for one leg, which fails with EngineFailed once the engine is found down or restarted.
+    def leg(self, name: str) -> Cutoff[Engine]:
+        """The engine for one leg's block. It raises EngineFailed once the engine is found down or restarted.
 
         A connection to a machine that has lost its power tells nothing for minutes.
         """
         engine = self._engines.get(name)
         if engine is None:
             raise EngineFailed(f"engine {name} has left", code="engine_lost", engine=name)
-        limit, legs = asyncio.timeout(None), self._legs[name]
-        try:
-            async with limit:
-                legs.add(limit)
-                yield engine
-        except TimeoutError as error:
-            if not limit.expired():
-                raise
-            raise EngineFailed(f"engine {name} went down", code="engine_lost", engine=name) from error
-        finally:
-            legs.discard(limit)
+
+        def went_down() -> EngineFailed:
+            return EngineFailed(f"engine {name} went down", code="engine_lost", engine=name)
+
+        return Cutoff(engine, self._legs[name], went_down)
 
     def doubt(self, name: str) -> None:
         """The engine failed a leg: look at it at once, and often until it is known to be up or down."""
@@ -218,6 +211,5 @@ class Cluster:
         """What the engine held is gone. The scheduler is told first: it places what breaks now."""
         self._coordinator.engine_down(name)
         self._on_lost(name)
-        now_s = asyncio.get_running_loop().time()
-        for limit in self._legs[name]:
-            limit.reschedule(now_s)
+        for leg in self._legs[name]:
+            leg.cut()

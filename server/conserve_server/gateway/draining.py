@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 from conserve_server.core.errors import NoCapacity
+from conserve_server.gateway.cutoff import Cutoff
 
 RETRY_AFTER_S = 5.0
 """What a balancer needs to see `/health` and send the client elsewhere."""
@@ -16,7 +13,7 @@ class Draining:
     """Which turns run, and whether the gateway was told to stop."""
 
     def __init__(self) -> None:
-        self._turns: set[asyncio.Timeout] = set()
+        self._turns: set[Cutoff[None]] = set()
         self.has_begun = False
 
     @property
@@ -37,27 +34,20 @@ class Draining:
                 retry_after_s=RETRY_AFTER_S,
             )
 
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """One turn. Raises NoCapacity in the block when it has been cut off."""
-        limit = asyncio.timeout(None)
-        try:
-            async with limit:
-                self._turns.add(limit)
-                yield
-        except TimeoutError as error:
-            if not limit.expired():
-                raise
-            raise NoCapacity(
-                "the gateway was stopped before this turn had ended: send it again",
-                code="gateway_stopped",
-                retry_after_s=RETRY_AFTER_S,
-            ) from error
-        finally:
-            self._turns.discard(limit)
+    def turn(self) -> Cutoff[None]:
+        """One turn's block. Raises NoCapacity when it has been cut off."""
+        return Cutoff(None, self._turns, stopped)
 
     def cut(self) -> None:
         """The time is over: every turn that still runs fails, and its client is told."""
-        now_s = asyncio.get_running_loop().time()
-        for limit in self._turns:
-            limit.reschedule(now_s)
+        for turn in self._turns:
+            turn.cut()
+
+
+def stopped() -> NoCapacity:
+    """The gateway ended before a turn did."""
+    return NoCapacity(
+        "the gateway was stopped before this turn had ended: send it again",
+        code="gateway_stopped",
+        retry_after_s=RETRY_AFTER_S,
+    )

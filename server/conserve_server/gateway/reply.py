@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 from starlette.types import Message, Receive, Send
@@ -15,8 +15,22 @@ from conserve_server.gateway.errors import error_document, error_event, error_he
 from conserve_server.gateway.limits import BodyLimits
 from conserve_server.gateway.request_id import REQUEST_ID
 
-CANCELS: Final = "conserve_cancels"
-"""An extension in a scope: its server cancels the request's task when the client goes."""
+CONNECTION: Final = "conserve_connection"
+"""An extension in a scope: a `Connection`."""
+
+
+class Connection(Protocol):
+    """A server that cancels the request's task when the client goes, and tells what needs no wait."""
+
+    @property
+    def has_whole_body(self) -> bool:
+        """Whether all of the request's body is here."""
+        ...
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether the client has room for more of the answer."""
+        ...
 
 
 class Reply:
@@ -26,8 +40,17 @@ class Reply:
     A client that takes nothing for `write_timeout_s` ends in ClientStalled.
     """
 
-    def __init__(self, send: Send, *, api: Api, request_id: str, write_timeout_s: float) -> None:
+    def __init__(
+        self,
+        send: Send,
+        *,
+        api: Api,
+        request_id: str,
+        write_timeout_s: float,
+        connection: Connection | None = None,
+    ) -> None:
         self._to_client = send
+        self._connection = connection
         self._api = api
         self._request_id = request_id
         self._write_timeout_s = write_timeout_s
@@ -49,6 +72,9 @@ class Reply:
         await self._send({"type": "http.response.body", "body": last, "more_body": False})
 
     async def _send(self, message: Message) -> None:
+        if self._connection is not None and self._connection.is_writable:
+            await self._to_client(message)
+            return
         try:
             async with asyncio.timeout(self._write_timeout_s):
                 await self._to_client(message)
@@ -86,11 +112,13 @@ def read_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed([*raw])}
 
 
-async def read_body(receive: Receive, limits: BodyLimits) -> bytes:
+async def read_body(receive: Receive, limits: BodyLimits, connection: Connection | None = None) -> bytes:
     """The request's whole body.
 
     Raises InvalidRequest beyond the limits (413, 408) and ClientGone if it breaks off.
     """
+    if connection is not None and connection.has_whole_body:
+        return await _read(receive, limits)
     try:
         async with asyncio.timeout(limits.timeout_s):
             return await _read(receive, limits)

@@ -87,7 +87,7 @@ class Turns:
         outcome = Outcome.FAILED
         error: TurnError | None = None
         try:
-            async with self._draining.turn():
+            with self._draining.turn():
                 await self._run(live, trace, reply)
             outcome = Outcome.FAILED if live.refused else Outcome.COMPLETED
         except asyncio.CancelledError:
@@ -208,14 +208,16 @@ class Turns:
         attributes = {names.PREFILLER: prefiller}
         live.energy.prefill_starts(prefiller, live.turn.prompt_tokens, started_s)
         try:
-            async with self._cluster.leg(prefiller) as engine:
-                with trace.step(names.SPAN_PREFILL, attributes, SpanKind.CLIENT) as span:
-                    answer = await engine.prefill(
-                        live.request.path,
-                        live.request.prefill_body(live.priority),
-                        _leg_headers(live, trace, span),
-                    )
-                    span.set_attribute(names.TURN_INPUT_TOKENS, answer.prompt_tokens)
+            with (
+                self._cluster.leg(prefiller) as engine,
+                trace.step(names.SPAN_PREFILL, attributes, SpanKind.CLIENT) as span,
+            ):
+                answer = await engine.prefill(
+                    live.request.path,
+                    live.request.prefill_body(live.priority),
+                    _leg_headers(live, trace, span),
+                )
+                span.set_attribute(names.TURN_INPUT_TOKENS, answer.prompt_tokens)
         except EngineFailed as error:
             _log_failure("prefill", live, error)
             live.energy.prefill_ends(self._clock.now_s())
@@ -245,11 +247,9 @@ class Turns:
                 moves_kv=params is not None,
                 is_streamed=live.request.is_streamed,
             )
-            async with (
-                self._cluster.leg(decoder) as engine,
-                engine.send(live.request.path, body, _leg_headers(live, trace, span)) as answer,
-            ):
-                await self._pass_on(live, answer, reply)
+            with self._cluster.leg(decoder) as engine:
+                async with engine.send(live.request.path, body, _leg_headers(live, trace, span)) as answer:
+                    await self._pass_on(live, answer, reply)
 
     async def _pass_on(self, live: LiveTurn, answer: Answer, reply: Reply) -> None:
         """The decoder's answer, to the client."""

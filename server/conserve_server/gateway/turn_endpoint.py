@@ -14,9 +14,10 @@ from conserve_server.gateway.identity import Identity, read_identity, read_previ
 from conserve_server.gateway.limits import BodyLimits, TurnLimits
 from conserve_server.gateway.recognition import Recognition, Watch
 from conserve_server.gateway.reply import (
-    CANCELS,
+    CONNECTION,
     ClientGone,
     ClientStalled,
+    Connection,
     Reply,
     read_body,
     read_headers,
@@ -56,22 +57,24 @@ class TurnEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = read_headers(scope["headers"])
         request_id = request_id_of(scope, headers)
+        connection: Connection | None = scope.get("extensions", {}).get(CONNECTION)
         reply = Reply(
             send,
             api=API_OF[scope["path"]],
             request_id=request_id,
             write_timeout_s=self._write_timeout_s,
+            connection=connection,
         )
         try:
             tenant = self._tenants.caller(authorization_of(headers)).turn_tenant()
             with self._limits.turn(tenant):
-                body = await read_body(receive, self._body_limits)
+                body = await read_body(receive, self._body_limits, connection)
                 request = parse_request(scope["path"], body, request_id)
                 serve = self._serve(request, headers, tenant, reply)
-                if CANCELS in scope.get("extensions", ()):
-                    await serve
-                else:
+                if connection is None:
                     await while_connected(serve, receive)
+                else:
+                    await serve
         except (ClientGone, ClientStalled):
             return
         except TurnError as error:

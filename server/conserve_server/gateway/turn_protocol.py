@@ -19,9 +19,10 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from conserve_server.core.errors import NoCapacity, TurnError
+from conserve_server.core.errors import TurnError
+from conserve_server.gateway.draining import stopped
 from conserve_server.gateway.errors import api_of, error_document, error_headers
-from conserve_server.gateway.reply import CANCELS
+from conserve_server.gateway.reply import CONNECTION
 
 TURN_ROUTES: Final = "conserve_turn_routes"
 """In the lifespan's state: the endpoints of turns by path (bytes)."""
@@ -70,9 +71,9 @@ class TurnProtocol(HttpToolsProtocol):
             super().on_headers_complete()
             return
         scope = cast(MutableMapping[str, Any], self.scope)
-        path = {"path": self.url.decode("ascii"), "raw_path": self.url, "query_string": b""}
-        scope.update({"method": "POST", **path, "extensions": {CANCELS: {}}})
         cycle = TurnCycle(self.transport, self.flow, self.server_state, self.on_response_complete)
+        path = {"path": self.url.decode("ascii"), "raw_path": self.url, "query_string": b""}
+        scope.update({"method": "POST", **path, "extensions": {CONNECTION: cycle}})
         cycle.keep_alive = self.parser.should_keep_alive()
         self._turn = cycle
         self.cycle = cast(RequestResponseCycle, cycle)
@@ -139,9 +140,7 @@ class TurnCycle:
         try:
             await endpoint(scope, self.receive, self.send)
         except asyncio.CancelledError:
-            self._break_off(
-                NoCapacity("the gateway was stopped before the turn had ended", code="gateway_stopped")
-            )
+            self._break_off(stopped())
         except Exception as error:
             log.exception("the gateway failed")
             self._break_off(TurnError(f"the gateway failed: {type(error).__name__}", code="internal_error"))
@@ -150,6 +149,16 @@ class TurnCycle:
                 self._break_off(TurnError("the gateway gave no answer", code="internal_error"))
         finally:
             self.task = None
+
+    # -- what the endpoint may know -------------------------------------------------------------
+
+    @property
+    def has_whole_body(self) -> bool:
+        return not self.more_body
+
+    @property
+    def is_writable(self) -> bool:
+        return not self._flow.write_paused
 
     # -- the request ---------------------------------------------------------------------------
 
