@@ -20,21 +20,21 @@ SYSTEM = {"role": "system", "content": "You are one of many that share these wor
 def test_a_conversation_is_found_by_its_head_once() -> None:
     heads = Heads(kept=10)
     heads.put("a", 1)
-    assert (heads.take(1), heads.take(1)) == ("a", None)
+    assert (heads.take(1), heads.take(1)) == (("a", (1,)), None)
 
 
 def test_conversations_with_one_head_are_taken_in_their_order() -> None:
     heads = Heads(kept=10)
     heads.put("a", 1)
     heads.put("b", 1)
-    assert [heads.take(1), heads.take(1), heads.take(1)] == ["a", "b", None]
+    assert [heads.take(1), heads.take(1), heads.take(1)] == [("a", (1,)), ("b", (1,)), None]
 
 
 def test_a_new_head_replaces_the_old_one() -> None:
     heads = Heads(kept=10)
     heads.put("a", 1)
     heads.put("a", 2)
-    assert (heads.take(1), heads.take(2)) == (None, "a")
+    assert (heads.take(1), heads.take(2)) == (None, ("a", (2,)))
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 5)), max_size=60))
@@ -176,3 +176,107 @@ def test_a_response_is_continued_by_its_id() -> None:
     stranger, _ = recognition.recognise(*response("b", previous_response_id="resp_2"))
     second, _ = recognition.recognise(*response("c", previous_response_id="resp_1"))
     assert (stranger.conversation_id, second.conversation_id) == ("b", "a")
+
+
+# -- the Responses API, its history sent whole ------------------------------------------------------
+
+
+def said(text: str) -> dict[str, Any]:
+    return {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
+
+
+def output(text: str, **call: str) -> list[dict[str, Any]]:
+    """An answer's items as an engine writes them: thoughts, a message, and a call where one is given."""
+    message = {"id": "msg_1", "content": [{"type": "output_text", "text": text, "annotations": []}]}
+    items = [
+        {
+            "type": "reasoning",
+            "id": "rs_1",
+            "summary": [],
+            "content": [{"type": "reasoning_text", "text": "?"}],
+        },
+        {"type": "message", "role": "assistant", "status": "completed", **message},
+    ]
+    return [*items, {"type": "function_call", "id": "fc_1", "status": "completed", **call}] if call else items
+
+
+def run_response(
+    recognition: Recognition,
+    name: str,
+    items: object,
+    answer: object,
+    *,
+    is_streamed: bool = False,
+    **more: Any,
+) -> str:
+    """One request and its answer: the conversation that it was taken for."""
+    identity, watch = recognition.recognise(*response(name, input=items, **more))
+    assert watch is not None
+    document = {"object": "response", "id": f"resp_{name}", "output": answer}
+    if is_streamed:
+        events = [
+            {"type": "response.created", "response": {"id": f"resp_{name}", "output": []}},
+            {"type": "response.output_text.delta", "delta": "half"},
+            {"type": "response.completed", "response": document},
+        ]
+        watch.answer.read_events([b"data: " + json.dumps(event).encode() for event in events])
+    else:
+        watch.answer.read_document(json.dumps(document).encode())
+    recognition.settle(identity, watch, is_completed=True)
+    return identity.conversation_id
+
+
+def sent_back(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The answer as clients repeat it: without thoughts or status, the message in its short form."""
+    kept: list[dict[str, Any]] = []
+    for item in items:
+        if item["type"] == "message":
+            kept.append({"role": "assistant", "content": item["content"][0]["text"]})
+        elif item["type"] == "function_call":
+            call = {name: item[name] for name in ("call_id", "name", "type")}
+            kept.append({**call, "arguments": json.dumps(json.loads(item["arguments"]), indent=1)})
+    return kept
+
+
+@given(st.booleans(), st.booleans(), st.booleans())
+def test_an_input_that_repeats_its_history_goes_on(is_streamed: bool, is_short: bool, calls: bool) -> None:
+    recognition = Recognition(kept=100)
+    call = {"call_id": "call_1", "name": "clock", "arguments": '{"zone":"UTC"}'} if calls else {}
+    answer = output("let me see", **call)
+    again = sent_back(answer) if is_short else answer
+    begun = [said("what time is it?")]
+    assert run_response(recognition, "a", begun, answer, is_streamed=is_streamed) == "a"
+    result = {"type": "function_call_output", "call_id": "call_1", "output": "noon"}
+    second = [*begun, *again, result if calls else said("well?")]
+    assert run_response(recognition, "b", second, output("noon"), is_streamed=is_streamed) == "a"
+    third = [*second, *output("noon"), said("thanks")]
+    assert run_response(recognition, "c", third, output("welcome")) == "a"
+    assert run_response(recognition, "d", third, output("welcome")) == "d"  # the head was taken
+
+
+def test_a_response_goes_on_by_its_id_or_by_its_history() -> None:
+    recognition = Recognition(kept=100)
+    begun = [said("hi")]
+    assert run_response(recognition, "a", begun, output("hello")) == "a"
+    by_id = run_response(recognition, "b", [said("more")], output("yes"), previous_response_id="resp_a")
+    assert by_id == "a"
+    by_history = [*begun, *output("hello"), said("more")]
+    assert run_response(recognition, "c", by_history, output("no")) == "c"  # it has gone on by the other way
+    assert recognition.recognise(*response("e", previous_response_id="resp_b"))[0].conversation_id == "a"
+
+
+def test_other_instructions_are_another_conversation() -> None:
+    recognition = Recognition(kept=100)
+    begun = [said("hi")]
+    run_response(recognition, "a", begun, output("hello"), instructions="be brief")
+    second = [*begun, *output("hello"), said("more")]
+    assert run_response(recognition, "b", second, output("x"), instructions="be long") == "b"
+    assert run_response(recognition, "c", second, output("x"), instructions="be brief") == "a"
+
+
+def test_an_answer_with_items_of_other_kinds_goes_on_by_its_id_alone() -> None:
+    recognition = Recognition(kept=100)
+    answer = [{"type": "mcp_call", "id": "mcp_1", "output": "?"}, *output("hello")]
+    run_response(recognition, "a", [said("hi")], answer)
+    assert run_response(recognition, "b", [said("hi"), *answer, said("more")], output("x")) == "b"
+    assert recognition.recognise(*response("c", previous_response_id="resp_a"))[0].conversation_id == "a"

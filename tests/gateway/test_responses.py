@@ -185,3 +185,23 @@ async def test_a_function_call_and_its_output_are_one_conversations_turns(
         model=MODEL, input=output, previous_response_id=first.id, max_output_tokens=8
     )
     assert await gateway.engine_metric("prefill-0", "vllm:request_success_total") == 1
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_a_client_that_repeats_its_history_and_names_nothing_is_recognised(
+    gateway: Served, client: openai.AsyncOpenAI, is_streamed: bool
+) -> None:
+    items: list[Any] = [{"role": "user", "content": TEXT}]
+    names = set()
+    for _ in range(3):
+        answer = await client.responses.with_raw_response.create(
+            model=MODEL, input=items, max_output_tokens=8, instructions="Be brief.", stream=is_streamed
+        )
+        names.add(answer.headers["x-conserve-conversation-id"])
+        parsed: Any = answer.parse()
+        if is_streamed:
+            events = [event async for event in parsed]
+            parsed = events[-1].response
+        items += [*(item.to_dict() for item in parsed.output), {"role": "user", "content": "and then?"}]
+    (name,) = names
+    assert [turn["path"] for turn in await turns_of(gateway, name)] == ["remote-prefill", "pinned", "pinned"]

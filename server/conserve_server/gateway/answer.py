@@ -11,7 +11,13 @@ from typing import Final
 
 import msgspec
 
-from conserve_server.gateway.history import ToolCall, canonical_answer, canonical_arguments, canonical_message
+from conserve_server.gateway.history import (
+    ToolCall,
+    canonical_answer,
+    canonical_arguments,
+    canonical_items,
+    canonical_message,
+)
 
 MAX_ANSWER_CHARS: Final = 1024 * 1024
 """A longer answer is not gathered to its end: its conversation goes on as a new one."""
@@ -44,6 +50,7 @@ class _Choice(msgspec.Struct):
 
 class _Response(msgspec.Struct):
     id: str | None = None
+    output: list[msgspec.Raw] = []
 
 
 class _Block(msgspec.Struct):
@@ -72,6 +79,7 @@ class _Document(msgspec.Struct):
     type: str = ""
     id: str | None = None
     choices: list[_Choice] = []
+    output: list[msgspec.Raw] = []
 
 
 @dataclass(slots=True)
@@ -112,6 +120,7 @@ class AnswerGatherer:
             return
         if found.object == "response":
             self.response_id = found.id
+            self._take_items(found.output, len(body))
         if found.type == "message" and len(body) <= MAX_ANSWER_CHARS:
             self._message = canonical_message(body)
         if found.choices and found.choices[0].message and len(body) <= MAX_ANSWER_CHARS:
@@ -130,6 +139,7 @@ class AnswerGatherer:
             return  # the end mark, or not ours to judge
         if found.response is not None and found.response.id:
             self.response_id = found.response.id
+            self._take_items(found.response.output, len(document))
         if found.content_block is not None and found.content_block.type == "tool_use":
             block = found.content_block
             self._calls[found.index] = _Call(block.id, block.name, no_arguments="{}")
@@ -138,6 +148,11 @@ class AnswerGatherer:
         for choice in found.choices:
             if choice.index == 0 and choice.delta is not None:
                 self._add(choice.delta)
+
+    def _take_items(self, items: Sequence[msgspec.Raw], size: int) -> None:
+        """A whole answer of the Responses API; a stream's last event repeats it."""
+        if items and size <= MAX_ANSWER_CHARS:
+            self._message = canonical_items(items)
 
     def _add_to_block(self, index: int, delta: _BlockDelta) -> None:
         if delta.text:

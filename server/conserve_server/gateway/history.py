@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Final
 
 import msgspec
@@ -24,6 +25,11 @@ _RESPONSE: Final = b"r"
 _SYSTEM: Final = b"s"
 _THINKING: Final = frozenset({"thinking", "redacted_thinking"})
 """Parts that are no part of a history, like the `reasoning` of a chat."""
+
+
+_TEXTS: Final = ("text", "output_text")
+_ANSWERED: Final = frozenset({"function_call", "reasoning"})
+"""Items of the Responses API that only an answer has, beside the assistant's messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,15 @@ class History:
         else:
             self._hash.update(_MESSAGE)
             self._hash.update(memoryview(message))
+
+    def add_items(self, items: Sequence[msgspec.Raw], *, is_answer: bool) -> None:
+        """Take in items of the Responses API that follow one another: one whole answer, or none of one."""
+        if is_answer:
+            self.boundaries.append(self._add_answer(canonical_items(items) or b"".join(map(bytes, items))))
+            return
+        for item in items:
+            self._hash.update(_MESSAGE)
+            self._hash.update(memoryview(item))
 
     def add_system(self, prompt: msgspec.Raw) -> None:
         """Take in the system prompt of an API that keeps it beside the messages."""
@@ -79,6 +94,20 @@ def read_history(messages: msgspec.Raw, seed: int, system: msgspec.Raw | None = 
         history.add_system(system)
     for item in items:
         history.add(item)
+    return history
+
+
+def read_items(items: msgspec.Raw, seed: int, instructions: msgspec.Raw | None = None) -> History | None:
+    """The history in the `input` of the Responses API, after its `instructions`. None if it is no list."""
+    try:
+        found = msgspec.json.decode(items, type=list[msgspec.Raw])
+    except (msgspec.MsgspecError, RecursionError):
+        return None  # a text: the client that goes on from it writes it as a message, in words of its own
+    history = History(seed)
+    if instructions is not None:
+        history.add_system(instructions)
+    for is_answer, run in groupby(found, key=_is_answered):
+        history.add_items(list(run), is_answer=is_answer)
     return history
 
 
@@ -117,8 +146,26 @@ class _Assistant(msgspec.Struct):
     tool_calls: list[_Call] | None = None
 
 
+class _Item(msgspec.Struct):
+    """An item of the Responses API; one without a type is a message."""
+
+    type: str = "message"
+    role: str = ""
+    content: str | list[_Part] | None = None
+    call_id: str | None = None
+    name: str = ""
+    arguments: msgspec.Raw = msgspec.Raw(b'""')
+
+
+class _ItemKind(msgspec.Struct):
+    type: str = "message"
+    role: str = ""
+
+
 # Made once: a decoder made anew for each message costs more than a short message's decoding.
 _READ_ASSISTANT: Final = msgspec.json.Decoder(_Assistant).decode
+_READ_ITEM: Final = msgspec.json.Decoder(_Item).decode
+_READ_KIND: Final = msgspec.json.Decoder(_ItemKind).decode
 _READ_ARGUMENTS: Final = msgspec.json.Decoder().decode
 _READ_TEXT: Final = msgspec.json.Decoder(str).decode
 _WRITE_ARGUMENTS: Final = msgspec.json.Encoder(order="deterministic").encode
@@ -145,6 +192,29 @@ def canonical_message(message: msgspec.Raw | bytes) -> bytes:
     return bytes(message) if content is None else canonical_answer(content, calls)
 
 
+def canonical_items(items: Sequence[msgspec.Raw]) -> bytes | None:
+    """An answer of the Responses API in the canonical form; None where it has items of other kinds.
+
+    Reasoning is left out: most clients do not send it back.
+    """
+    texts: list[str] = []
+    calls: list[ToolCall] = []
+    try:
+        for item in map(_READ_ITEM, items):
+            if item.type == "function_call":
+                calls.append(ToolCall(item.call_id, item.name, _arguments(item.arguments)))
+            elif item.type == "message":
+                text, _ = _content(item.content)
+                if text is None:
+                    return None
+                texts.append(text)
+            elif item.type != "reasoning":
+                return None
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+    return canonical_answer("".join(texts), calls)
+
+
 def canonical_arguments(text: str) -> bytes:
     """A tool call's arguments; frameworks parse and write them again, so JSON is compared by value."""
     try:
@@ -167,13 +237,22 @@ def _role(message: msgspec.Raw) -> str:
         return ""
 
 
+def _is_answered(item: msgspec.Raw) -> bool:
+    """Whether an item of the Responses API is part of an answer."""
+    try:
+        kind = _READ_KIND(item)
+    except (msgspec.MsgspecError, RecursionError):
+        return False
+    return kind.type in _ANSWERED or (kind.type == "message" and kind.role == "assistant")
+
+
 def _content(content: str | list[_Part] | None) -> tuple[str | None, list[ToolCall]]:
     """The text of a message's content, None if it has parts of other kinds; and its tool calls."""
     if not isinstance(content, list):
         return content or "", []
-    if any(part.type not in ("text", "tool_use") and part.type not in _THINKING for part in content):
+    if any(part.type not in (*_TEXTS, "tool_use") and part.type not in _THINKING for part in content):
         return None, []
-    text = "".join(part.text or "" for part in content if part.type == "text")
+    text = "".join(part.text or "" for part in content if part.type in _TEXTS)
     calls = [
         ToolCall(part.id, part.name, canonical_arguments(bytes(part.input).decode()))
         for part in content
@@ -183,6 +262,10 @@ def _content(content: str | list[_Part] | None) -> tuple[str | None, list[ToolCa
 
 
 def _tool_call(call: _Call) -> ToolCall:
-    raw = bytes(call.function.arguments)
-    text = _READ_TEXT(raw) if raw.startswith(b'"') else raw.decode()
-    return ToolCall(call.id, call.function.name, canonical_arguments(text))
+    return ToolCall(call.id, call.function.name, _arguments(call.function.arguments))
+
+
+def _arguments(raw: msgspec.Raw) -> bytes:
+    """Of a tool call: a text that holds JSON, or the JSON itself."""
+    written = bytes(raw)
+    return canonical_arguments(_READ_TEXT(written) if written.startswith(b'"') else written.decode())

@@ -16,61 +16,63 @@ from dataclasses import dataclass, field, replace
 
 from conserve_server.engines.wire import Api
 from conserve_server.gateway.answer import AnswerGatherer
-from conserve_server.gateway.history import History, read_history, response_boundary
+from conserve_server.gateway.history import History, read_history, read_items, response_boundary
 from conserve_server.gateway.identity import Identity, read_previous_response
 from conserve_server.gateway.request import TurnRequest
 
 
 class Heads:
-    """The heads of one tenant and model, at most `kept`; the one untouched for longest goes first."""
+    """The heads of one tenant and model, of at most `kept` conversations; the one untouched for longest
+    goes first. A conversation has two heads where its client may go on in two ways.
+    """
 
     def __init__(self, kept: int) -> None:
         self._kept = kept
-        self._of: OrderedDict[str, int] = OrderedDict()
+        self._of: OrderedDict[str, tuple[int, ...]] = OrderedDict()
         # Two conversations may have one head, if all they have said so far is the same.
         self._at: dict[int, dict[str, None]] = {}
 
     def __len__(self) -> int:
         return len(self._of)
 
-    def take(self, boundary: int) -> str | None:
-        """The conversation with this head, which it loses; the earliest one of several."""
+    def take(self, boundary: int) -> tuple[str, tuple[int, ...]] | None:
+        """The conversation with this head, which it loses with all others; the earliest one of several."""
         at = self._at.get(boundary)
         if at is None:
             return None
         conversation_id = next(iter(at))
+        boundaries = self._of[conversation_id]
         self.forget(conversation_id)
-        return conversation_id
+        return conversation_id, boundaries
 
-    def put(self, conversation_id: str, boundary: int) -> None:
-        """Give a conversation its head, in place of the one it had."""
+    def put(self, conversation_id: str, *boundaries: int) -> None:
+        """Give a conversation its heads, in place of those that it had."""
         self.forget(conversation_id)
-        self._of[conversation_id] = boundary
-        self._at.setdefault(boundary, {})[conversation_id] = None
+        self._of[conversation_id] = boundaries
+        for boundary in boundaries:
+            self._at.setdefault(boundary, {})[conversation_id] = None
         if len(self._of) > self._kept:
             self.forget(next(iter(self._of)))
 
     def forget(self, conversation_id: str) -> None:
-        boundary = self._of.pop(conversation_id, None)
-        if boundary is None:
-            return
-        at = self._at[boundary]
-        del at[conversation_id]
-        if not at:
-            del self._at[boundary]
+        for boundary in self._of.pop(conversation_id, ()):
+            at = self._at[boundary]
+            del at[conversation_id]
+            if not at:
+                del self._at[boundary]
 
 
 @dataclass(slots=True)
 class Watch:
-    """One turn of a recognised (or new) conversation: its history, the head it took, its answer."""
+    """One turn of a recognised (or new) conversation: its history, the heads it took, its answer."""
 
     history: History | None
-    taken: int | None = None
+    taken: tuple[int, ...] = ()
     answer: AnswerGatherer = field(default_factory=AnswerGatherer)
 
 
 class Recognition:
-    """The heads of all tenants and models. Chats, and answers that the Responses API names by id."""
+    """The heads of all tenants and models."""
 
     def __init__(self, kept: int) -> None:
         self._kept = kept
@@ -85,30 +87,41 @@ class Recognition:
         """The identity of a request that named none, and what to watch; None where nothing ever will be
         recognised by it.
         """
-        messages = request.fields.get("messages")
-        previous = read_previous_response(request.fields)
-        if not self._kept or (messages is None and "input" not in request.fields):
+        if not self._kept or not ("messages" in request.fields or "input" in request.fields):
             return identity, None
-        system = request.fields.get("system") if request.api is Api.MESSAGES else None
-        history = read_history(messages, self._seed, system) if messages is not None else None
-        boundaries = list(reversed(history.boundaries)) if history is not None else []
-        if previous is not None:
-            boundaries.append(response_boundary(previous, self._seed))
-        watch = Watch(history, taken=boundaries[-1] if previous is not None else None)
+        previous = read_previous_response(request.fields)
+        if previous is None:
+            history = self._history(request)
+            watch, boundaries = Watch(history), history.boundaries[::-1] if history is not None else []
+        else:
+            boundaries = [response_boundary(previous, self._seed)]
+            watch = Watch(None, taken=tuple(boundaries))
         heads = self._heads.get((identity.tenant, identity.model))
         for boundary in boundaries if heads is not None else ():
             if heads is not None and (found := heads.take(boundary)) is not None:
-                watch.taken = boundary
-                return replace(identity, conversation_id=found), watch
+                conversation_id, watch.taken = found
+                return replace(identity, conversation_id=conversation_id), watch
         return identity, watch
+
+    def _history(self, request: TurnRequest) -> History | None:
+        """What a request repeats of its conversation."""
+        fields = request.fields
+        if request.api is Api.RESPONSES:
+            return (
+                read_items(fields["input"], self._seed, fields.get("instructions"))
+                if "input" in fields
+                else None
+            )
+        system = fields.get("system") if request.api is Api.MESSAGES else None
+        return read_history(fields["messages"], self._seed, system) if "messages" in fields else None
 
     def settle(self, identity: Identity, watch: Watch, *, is_completed: bool) -> bool:
         """The turn has ended: move the conversation's head. Whether its next turn will be recognised."""
-        boundary = self._next_head(watch) if is_completed else watch.taken
-        if boundary is None:
+        boundaries = self._next_heads(watch) if is_completed else watch.taken
+        if not boundaries:
             return False
         heads = self._heads.setdefault((identity.tenant, identity.model), Heads(self._kept))
-        heads.put(identity.conversation_id, boundary)
+        heads.put(identity.conversation_id, *boundaries)
         return True
 
     def forget(self, identity: Identity) -> None:
@@ -120,10 +133,10 @@ class Recognition:
             if not heads:
                 del self._heads[scope]
 
-    def _next_head(self, watch: Watch) -> int | None:
-        if watch.answer.response_id is not None:
-            return response_boundary(watch.answer.response_id, self._seed)
-        answer = watch.answer.canonical()
+    def _next_heads(self, watch: Watch) -> tuple[int, ...]:
+        """By the answer's id (Responses API), and by the history that it makes."""
+        response_id, answer = watch.answer.response_id, watch.answer.canonical()
+        heads = () if response_id is None else (response_boundary(response_id, self._seed),)
         if watch.history is None or answer is None:
-            return None
-        return watch.history.boundary_after(answer)
+            return heads
+        return *heads, watch.history.boundary_after(answer)
