@@ -216,6 +216,7 @@ def metrics() -> dict[str, tuple[str, list[str]]]:
     found.set_queues(waiting=1, by_state={"active": 1})
     found.set_kv_plugin("e", has_it=True)
     found.kv_signals("e", "release", "sent", 1)
+    found.kv_fetched("e", 1)
     count_energy(found.energy)
     families = text_string_to_metric_families(found.page().decode())
     told = {}

@@ -143,11 +143,11 @@ class KvRoutes:
         """Bring conversations back from the host, ahead of their next turns. Answers when they are."""
 
         async def back(request: Request) -> dict[str, Any]:
-            answers = await self._ask(request, "context")
-            if len(answers) > 1:
-                raise Refused(501, "fetch does not know which data-parallel rank the next turn goes to")
-            contexts = {name: tokens for name, tokens in answers[0]["contexts"].items() if tokens}
             async with asyncio.timeout(CALL_TIMEOUT_S):
+                answers = await self._ask(request, "context")
+                if len(answers) > 1:
+                    raise Refused(501, "fetch does not know which data-parallel rank the next turn goes to")
+                contexts = {name: tokens for name, tokens in answers[0]["contexts"].items() if tokens}
                 await self._bring_back(request.app.state.engine_client, contexts)
             return {"tokens": {name: len(tokens) - 1 for name, tokens in contexts.items()}}
 

@@ -91,3 +91,50 @@ async def test_an_engine_without_the_plugin_is_told_nothing() -> None:
     line.found("g2", has_plugin=True)
     line.release("d")
     assert await line.next() == Batch(releases=("d",))
+
+
+HOST = ("release", "refresh", "keep", "resident", "offload", "fetch")
+
+
+@pytest.fixture
+def with_host() -> KvLine:
+    found = KvLine()
+    found.found("g1", has_plugin=True, calls=HOST)
+    return found
+
+
+async def test_an_offload_is_a_refresh_where_there_is_no_host(line: KvLine, with_host: KvLine) -> None:
+    for each in (line, with_host):
+        each.keep("a", 8.0)
+        each.offload("a")
+    assert await line.next() == Batch(refreshes=("a",))
+    assert await with_host.next() == Batch(offloads=("a",))
+
+
+async def test_fetches_go_in_the_order_in_which_they_were_asked_for(with_host: KvLine) -> None:
+    for name in ("a", "b", "a"):
+        with_host.fetch(name)
+    assert await with_host.next_fetches() == ("b", "a")
+
+
+@pytest.mark.parametrize("ends", ["goes_on", "release"])
+async def test_a_turn_or_the_end_drops_a_fetch_that_waits(with_host: KvLine, ends: str) -> None:
+    with_host.fetch("a")
+    with_host.fetch("b")
+    getattr(with_host, ends)("a")
+    assert await with_host.next_fetches() == ("b",)
+
+
+async def test_fetches_that_wait_are_bounded_and_void_with_their_engine(with_host: KvLine) -> None:
+    for i in range(kv_line.MAX_FETCHES + 1):
+        with_host.fetch(str(i))
+    assert (await with_host.next_fetches())[0] == "1"
+    with_host.found("g2", has_plugin=True, calls=HOST)
+    with_host.fetch("new")
+    assert await with_host.next_fetches() == ("new",)
+
+
+async def test_an_engine_that_can_t_fetch_is_not_asked_to(line: KvLine) -> None:
+    line.fetch("a")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(line.next_fetches(), 0.01)

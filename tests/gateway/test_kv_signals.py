@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from conserve_server.core.errors import EngineFailed
+from conserve_server.engines.conversation_kv import Capabilities, ConversationKv, Fetched, NoPlugin
 from conserve_server.engines.engine import Role
 from tests.gateway.conftest import Serve, Served, engine_config
 
@@ -141,3 +144,112 @@ async def test_tool_events_of_a_conversation_that_has_ended_tell_nobody(gateway:
     await gateway.ask("b", LONG)
     decoder = await decoder_of(gateway, "a")
     assert await told(gateway, decoder, "keep") == 0
+
+
+class HostTier:
+    """What emulated engines have not: a host tier, of which it is noted what it is told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, fails: bool = False) -> None:
+        self.offloaded: list[str] = []
+        self.fetched: list[str] = []
+        plain = ConversationKv.capabilities
+
+        async def capabilities(plugin: ConversationKv) -> Capabilities | NoPlugin:
+            found = await plain(plugin)
+            assert isinstance(found, Capabilities)
+            calls = (*found.calls, "offload", "fetch")
+            return Capabilities(found.api_version, calls, found.block_size, found.blocks)
+
+        async def offload(_: ConversationKv, conversations: Sequence[str]) -> None:
+            self.offloaded += conversations
+
+        async def fetch(plugin: ConversationKv, conversations: Sequence[str]) -> Fetched:
+            self.fetched += conversations
+            if fails:
+                raise EngineFailed("no", code="engine_error", engine=plugin.spec.name)
+            return Fetched(dict.fromkeys(conversations, 320))
+
+        for name, call in (("capabilities", capabilities), ("offload", offload), ("fetch", fetch)):
+            monkeypatch.setattr(ConversationKv, name, call)
+
+
+async def test_the_end_of_the_last_open_tool_brings_kv_back_from_the_host_and_keeps_it(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = HostTier(monkeypatch)
+    async with serve() as gateway:
+        await gateway.ask("a", LONG)
+        decoder = await decoder_of(gateway, "a")
+        await tool(gateway, "a", "start")
+        await tool(gateway, "a", "start", call_id="second")
+        await tool(gateway, "a", "end", duration_s=0.5)
+        await tool(gateway, "a", "end", call_id="second", duration_s=0.5)
+
+        async def is_back() -> bool:
+            return await gateway.metric(f'conserve_kv_fetched_tokens_total{{engine="{decoder}"}}') == 320
+
+        await gateway.eventually(is_back)
+        kept = await told(gateway, decoder, "keep")
+
+        async def is_kept() -> bool:
+            return await told(gateway, decoder, "keep") >= max(kept, 2)
+
+        await gateway.eventually(is_kept)
+        assert await told(gateway, decoder, "fetch") == 1
+    assert (host.fetched, host.offloaded) == (["a"], [])
+
+
+async def test_beyond_the_budget_kv_leaves_for_the_host_while_a_tool_runs(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = HostTier(monkeypatch)
+    decode = [engine_config(Role.DECODE, "decode-0", kv_blocks=40)]
+    async with serve(prefill=[], decode=decode, scheduler={"kv_budget_fraction": 0.05}) as gateway:
+        await gateway.ask("a", LONG)
+        await tool(gateway, "a", "start")
+
+        async def is_offloaded() -> bool:
+            return await told(gateway, "decode-0", "offload") == 1
+
+        await gateway.eventually(is_offloaded)
+        await tool(gateway, "a", "end", duration_s=0.5)
+
+        async def is_refreshed() -> bool:
+            return await told(gateway, "decode-0", "refresh") >= 1
+
+        await gateway.eventually(is_refreshed)
+    assert (host.offloaded, host.fetched) == (["a"], ["a"])
+
+
+async def test_a_fetch_that_fails_is_counted_and_the_turn_is_served(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    HostTier(monkeypatch, fails=True)
+    async with serve() as gateway:
+        await gateway.ask("a", LONG)
+        decoder = await decoder_of(gateway, "a")
+        await tool(gateway, "a", "start")
+        await tool(gateway, "a", "end", duration_s=0.5)
+        failed = f'{SIGNALS}{{engine="{decoder}",outcome="failed",signal="fetch"}}'
+
+        async def is_counted() -> bool:
+            return await gateway.metric(failed) == 1
+
+        await gateway.eventually(is_counted)
+        assert (await gateway.ask("a", LONG + "and more")).status_code == 200
+
+
+async def test_the_host_tier_can_be_left_alone(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = HostTier(monkeypatch)
+    async with serve(kv={"uses_host_tier": False}) as gateway:
+        await gateway.ask("a", LONG)
+        decoder = await decoder_of(gateway, "a")
+        await tool(gateway, "a", "start")
+        await tool(gateway, "a", "end", duration_s=0.5)
+        await gateway.ask("a", LONG + "and more")
+
+        async def is_kept() -> bool:
+            return await told(gateway, decoder, "keep") >= 1
+
+        await gateway.eventually(is_kept)
+    assert host.fetched == []

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import uuid
 import zlib
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import httpx2
 import pytest
 
+from conserve_server.cli.gateway_process import running_gateway
 from conserve_server.engines.engine import Role
+from conserve_server.engines.vllm_metrics import TRANSFERS, total
 from tests.real.cluster import MODEL, LocalEngines, local_engines
 from tests.real.kv_engine import BLOCK_TOKENS, KvEngine, token_ids
 
@@ -59,7 +64,7 @@ class Conversations:
 
     async def begin(self, *names: str) -> None:
         for name in names:
-            prompt = token_ids(CONTEXT_TOKENS, hash_of(self.session(name)))
+            prompt = token_ids(CONTEXT_TOKENS, seed_of(self.session(name)))
             answer = await self.engine.turn(self.session(name), prompt, max_tokens=ANSWER_TOKENS)
             self.contexts[name] = [*prompt, *answer.tokens]
 
@@ -76,7 +81,7 @@ class Conversations:
         return (await self.engine.resident()).get(self.session(name), 0)
 
 
-def hash_of(text: str) -> int:
+def seed_of(text: str) -> int:
     return zlib.crc32(text.encode())
 
 
@@ -167,3 +172,51 @@ async def test_host_copies_of_an_ended_conversation_go_before_older_ones(
     assert fetched["tokens"] == {conversations.session("oldest"): KNOWN}
     await conversations.engine.look("resident")
     assert await conversations.engine.metric("conserve_kv_blocks_host_released_total") >= KNOWN / BLOCK_TOKENS
+
+
+@pytest.fixture
+async def gateway_url(pair: LocalEngines, tmp_path: Path) -> AsyncIterator[str]:
+    config = tmp_path / "gateway.toml"
+    config.write_text("".join(f"[pools.{role}]\nengines = {json.dumps([pair.url(role)])}\n" for role in Role))
+    env = {"CONSERVE_TRACE_DIR": str(tmp_path / "traces")}
+    async with running_gateway(config, env, tmp_path / "gateway.log") as url:
+        yield url
+
+
+async def test_the_end_of_a_tool_brings_kv_back_through_the_gateway_before_the_next_turn(
+    gateway_url: str, client: httpx2.AsyncClient, conversations: Conversations
+) -> None:
+    """Its first turn's KV came over NIXL; its second turn finds all of it, answers included."""
+    engine, session = conversations.engine, conversations.session("a")
+    prompt, transfers = token_ids(CONTEXT_TOKENS, seed_of(session)), await engine.metric(TRANSFERS)
+    headers = {"x-conserve-conversation-id": session}
+
+    async def turn(prompt: list[int]) -> tuple[list[int], int]:
+        body = engine.body(prompt, max_tokens=ANSWER_TOKENS)
+        answer = await client.post(f"{gateway_url}/v1/completions", json=body, headers=headers)
+        assert answer.status_code == 200, answer.text
+        document = answer.json()
+        cached: int = (document["usage"]["prompt_tokens_details"] or {}).get("cached_tokens") or 0
+        return document["choices"][0]["token_ids"], cached
+
+    async def tool(kind: str, **fields: float) -> None:
+        event = {"kind": kind, "call_id": "call", "name": "search", **fields}
+        url = f"{gateway_url}/v1/conversations/{session}/events"
+        (await client.post(url, json={"events": [event]})).raise_for_status()
+
+    context = [*prompt, *(await turn(prompt))[0]]
+    assert await engine.metric(TRANSFERS) == transfers + 1
+    await tool("start")
+    await engine.signal("keep", session, timeout_s=0.0)  # as if it had run for longer than it was kept
+    async with asyncio.timeout(LIMIT_S):
+        while await conversations.resident("a"):
+            await conversations.crowd_out()
+            await engine.signal("keep", session, timeout_s=0.0)
+    await tool("end", duration_s=30.0)
+    async with asyncio.timeout(LIMIT_S):
+        while await conversations.resident("a") < KNOWN:  # noqa: ASYNC110 - over HTTP
+            await asyncio.sleep(0.05)
+    assert (await turn([*context, *token_ids(20, 1)]))[1] == KNOWN
+    page = (await client.get(f"{gateway_url}/metrics")).text
+    assert total(page, "conserve_kv_fetched_tokens_total") == KNOWN
+    await client.delete(f"{gateway_url}/v1/conversations/{session}")

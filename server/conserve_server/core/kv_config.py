@@ -14,6 +14,9 @@ class KvConfig(Part):
     """Whether engines are told that a conversation has ended."""
     sends_keeps: bool = True
     """Whether engines are told that a conversation waits for a tool."""
+    uses_host_tier: bool = True
+    """Whether engines with a host tier are told to let KV go to the host while a conversation waits for
+    a tool and its decoder is over its budget, and to bring it back when the tool has ended."""
     first_keep_s: Seconds = 60.0
     """How long a conversation is kept over a tool that was not seen before."""
     keep_quantile: float = Field(default=0.95, gt=0, le=1)

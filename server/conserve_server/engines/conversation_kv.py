@@ -37,6 +37,12 @@ class Resident(msgspec.Struct, frozen=True):
     tokens: dict[str, int]
 
 
+class Fetched(msgspec.Struct, frozen=True):
+    """Tokens on the device now, by conversation: of those that were brought back."""
+
+    tokens: dict[str, int]
+
+
 class _Refusal(msgspec.Struct):
     message: str = ""
 
@@ -84,6 +90,15 @@ class ConversationKv:
         """Taken last, for `timeout_s`; 0 ends that."""
         await self._post("keep", {"conversations": conversations, "timeout_s": timeout_s})
 
+    async def offload(self, conversations: Sequence[str]) -> None:
+        """What the host has a copy of is taken first. Only where capabilities name the call."""
+        await self._post("offload", {"conversations": conversations})
+
+    async def fetch(self, conversations: Sequence[str]) -> Fetched:
+        """Bring them back from the host. Only where capabilities name the call."""
+        body = await self._post("fetch", {"conversations": conversations})
+        return _decode(self.spec, body, Fetched)
+
     async def resident(self, since: int | None) -> Resident:
         """What changed since the cursor of an earlier call; everything without one."""
         query = "" if since is None else f"?since={since}"
@@ -92,10 +107,11 @@ class ConversationKv:
             raise _failed(self.spec, f"answers resident with status {status}")
         return _decode(self.spec, body, Resident)
 
-    async def _post(self, call: str, document: dict[str, object]) -> None:
+    async def _post(self, call: str, document: dict[str, object]) -> bytes:
         status, body = await self._call("POST", call, msgspec.json.encode(document))
         if status != 200:
             raise _failed(self.spec, f"answers {call} with status {status}: {_reason(status, body)}")
+        return body
 
     async def _call(self, method: str, call: str, body: bytes = b"") -> tuple[int, bytes]:
         headers = {"content-type": "application/json"}

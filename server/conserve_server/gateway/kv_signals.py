@@ -108,6 +108,8 @@ class KvSignals:
         self._drop_protection_beyond_budget(decoder)
         last_s = max(waiting.open_until_s.values(), default=0.0) - now_s
         self._keep(identity.key, waiting, max(last_s, self._config.return_keep_s))
+        if not waiting.open_until_s and self._config.sends_keeps and self._config.uses_host_tier:
+            self.lines[decoder].fetch(identity.engine_session)
 
     def _keep(self, key: str, waiting: _Waiting, timeout_s: float) -> None:
         if not self._config.sends_keeps:
@@ -119,8 +121,14 @@ class KvSignals:
         waiting.is_kept = ledger is not None and key not in ledger.beyond_budget
         if waiting.is_kept:
             line.keep(waiting.session, min(timeout_s, self._config.max_keep_s))
+        elif self._can_leave(line, waiting):
+            line.offload(waiting.session)
         else:
             line.refresh(waiting.session)
+
+    def _can_leave(self, line: KvLine, waiting: _Waiting) -> bool:
+        """Whether others may have its room: the host has a copy, and a tool of it still runs."""
+        return line.has_host and self._config.uses_host_tier and bool(waiting.open_until_s)
 
     def _drop_protection_beyond_budget(self, decoder: str) -> None:
         """Those that came when the decoder's budget was full are the first to lose theirs."""
@@ -131,7 +139,11 @@ class KvSignals:
             waiting = self._waiting.get(key)
             if waiting is not None and waiting.decoder == decoder and waiting.is_kept:
                 waiting.is_kept = False
-                self.lines[decoder].keep(waiting.session, 0.0)
+                line = self.lines[decoder]
+                if self._can_leave(line, waiting):
+                    line.offload(waiting.session)
+                else:
+                    line.keep(waiting.session, 0.0)
 
     def _release(self, record: ConversationRecord) -> None:
         """Tell every engine that served a turn of it: its decoders, and the prefillers."""
@@ -183,6 +195,7 @@ class KvSignals:
         group, statuses, interval_s = self._running
         self._tasks[plugin.spec.name] = [
             group.create_task(self.tell(plugin)),
+            group.create_task(self.bring_back(plugin)),
             group.create_task(self.watch(plugin, statuses, interval_s)),
         ]
 
@@ -215,9 +228,38 @@ class KvSignals:
         if batch.refreshes:
             await plugin.refresh(batch.refreshes)
             self._metrics.kv_signals(name, "refresh", "sent", len(batch.refreshes))
+        if batch.offloads:
+            await plugin.offload(batch.offloads)
+            self._metrics.kv_signals(name, "offload", "sent", len(batch.offloads))
         for timeout_s, sessions in batch.keeps.items():
             await plugin.keep(sessions, timeout_s)
             self._metrics.kv_signals(name, "keep" if timeout_s else "unkeep", "sent", len(sessions))
+
+    async def bring_back(self, plugin: ConversationKv) -> None:
+        """Bring conversations back from one engine's host for ever; where that fails their turns do it.
+
+        Beside the other signals, which would wait for it.
+        """
+        name, line = plugin.spec.name, self.lines[plugin.spec.name]
+        while True:
+            sessions = await line.next_fetches()
+            try:
+                fetched = await plugin.fetch(sessions)
+            except EngineFailed as error:
+                log.debug("%s", error)
+                self._metrics.kv_signals(name, "fetch", "failed", len(sessions))
+                await self._clock.sleep(_FIRST_BACKOFF_S)
+                continue
+            self._metrics.kv_signals(name, "fetch", "sent", len(sessions))
+            self._metrics.kv_fetched(name, sum(fetched.tokens.values()))
+            self._keep_fetched(fetched.tokens)
+
+    def _keep_fetched(self, sessions: Iterable[str]) -> None:
+        """What came back stays until its turn, which has not come yet."""
+        for key in [key for session in sessions for key in self._keys.get(session, ())]:
+            waiting = self._waiting.get(key)
+            if waiting is not None:
+                self._keep(key, waiting, self._config.return_keep_s)
 
     async def watch(
         self, plugin: ConversationKv, statuses: Mapping[str, EngineStatus], interval_s: float
@@ -241,7 +283,7 @@ class KvSignals:
                 line.found(generation, has_plugin=False)
             else:
                 log.info("engine %s follows conversations: %s", name, ", ".join(found.calls))
-                line.found(generation, has_plugin=True, block_size=found.block_size)
+                line.found(generation, has_plugin=True, block_size=found.block_size, calls=found.calls)
             self._metrics.set_kv_plugin(name, has_it=bool(line.has_plugin))
         elif line.has_plugin:
             resident = await plugin.resident(line.cursor)

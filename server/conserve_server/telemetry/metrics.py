@@ -88,6 +88,10 @@ class GatewayMetrics:
             "conserve_kv_signals", "Conversations that an engine's plugin was told of.",
             ("engine", "signal", "outcome"), registry=registry,
         )  # fmt: skip
+        self._kv_fetched = Counter(
+            "conserve_kv_fetched_tokens", "KV tokens back on the device, ahead of the turn, after a fetch.",
+            ("engine",), registry=registry,
+        )  # fmt: skip
         self._kv_plugin = Gauge(
             "conserve_engine_follows_conversations", "1 where the engine has conserve_vllm and it works.",
             ("engine",), registry=registry,
@@ -134,6 +138,10 @@ class GatewayMetrics:
     def kv_signals(self, engine: str, signal: str, outcome: str, count: int) -> None:
         """So many conversations were told of, or a call failed."""
         self._kv_signals.labels(engine, signal, outcome).inc(count)
+
+    def kv_fetched(self, engine: str, tokens: int) -> None:
+        """So many tokens of conversations that waited are on the device again."""
+        self._kv_fetched.labels(engine).inc(tokens)
 
     def set_kv_plugin(self, engine: str, *, has_it: bool) -> None:
         self._kv_plugin.labels(engine).set(has_it)
