@@ -81,3 +81,21 @@ def test_a_calibrated_engine_is_simulated(tmp_path: pathlib.Path, capsys: pytest
     )
     found = document(capsys, "--gpu", f"h100@{file}")
     assert found["metrics"]["gap_p50_s"] >= 0.02
+
+
+def test_a_host_tier_loads_what_was_evicted(capsys: pytest.CaptureFixture[str]) -> None:
+    busy = ["--policy", "collocated", "--prefill", "0", "--decode", "1", "--gpu", "a100"]
+    without = document(capsys, *busy)
+    tiered = document(capsys, *busy, "--host-kv", "4000000", "--fetch-lead", "0.02", "--release-kv")
+    assert without["loaded_from_host_tokens"] == 0
+    assert tiered["metrics"]["cached_share"] >= without["metrics"]["cached_share"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [(("--host-kv", "0"), "above 0 tokens"), (("--fetch-lead", "1"), "--host-kv")]
+)
+def test_a_host_tier_that_is_none_is_refused(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    assert main([*SMALL, *arguments]) == 2
+    assert message in capsys.readouterr().err

@@ -10,6 +10,7 @@ from conserve_server.energy.modelled import A40
 from conserve_server.scheduling.policies import POLICIES
 from conserve_server.simulation.engine_model import EngineSettings
 from conserve_server.simulation.fleet import Fleet, Options, SimulatedEngine
+from conserve_server.simulation.host_tier import HostMemory
 from conserve_server.simulation.link import Link
 from conserve_server.simulation.simulator import Outcome, Simulator
 from conserve_server.simulation.timing import LinearTiming
@@ -30,7 +31,8 @@ LINK = Link(latency_s=0.005, bytes_per_s=1e9)
 
 
 def engine(name: str, *, prefills: bool = False, decodes: bool = False, capacity: int = 64_000,
-           settings: EngineSettings | None = None) -> SimulatedEngine:  # fmt: skip
+           settings: EngineSettings | None = None, host: HostMemory | None = None,
+) -> SimulatedEngine:  # fmt: skip
     return SimulatedEngine(
         name=name,
         timing=TIMING,
@@ -39,6 +41,7 @@ def engine(name: str, *, prefills: bool = False, decodes: bool = False, capacity
         takes_prefills=prefills,
         takes_conversations=decodes,
         kv_capacity_tokens=capacity,
+        host=host,
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from conserve_server.core.config import SchedulerConfig
     from conserve_server.simulation.fleet import Fleet, SimulatedEngine
+    from conserve_server.simulation.host_tier import HostMemory
     from conserve_server.simulation.metrics import Metrics
     from conserve_server.simulation.power import FleetEnergy
     from conserve_server.simulation.workload import Workload
@@ -49,10 +50,30 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--power-cap", type=_positive, metavar="WATTS", help="of decode engines; their speed stays"
     )
+    _add_kv(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _add_kv(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--release-kv", action="store_true", help="engines free the KV of ended conversations"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument(
+        "--host-kv", type=int, metavar="TOKENS", help="give each decode engine a host tier of so much KV"
+    )
+    parser.add_argument(
+        "--host-bandwidth",
+        type=_positive,
+        default=25.0,
+        metavar="GB/S",
+        help="from the host to the device (default: 25, four fifths of PCIe 4.0 x16)",
+    )
+    parser.add_argument(
+        "--fetch-lead",
+        type=_positive,
+        metavar="SECONDS",
+        help="fetch from the host tier so long before each turn, when its tool has ended",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,16 +92,21 @@ def run(args: argparse.Namespace) -> int:
         estimates=scheduler.estimates,
         is_replay=True,
         releases_kv=args.release_kv,
+        fetch_lead_s=args.fetch_lead,
     )
     outcome = Simulator(policy_of(scheduler, is_replay=True), where, options).run(work)
     alone = Standalone(where.engines[-1]).all_of(work)
     gaps = [engine.activity.gaps for engine in outcome.engines.values()]
     found = metrics(outcome.records, gaps, outcome.ends_s, alone=alone)
     energy = fleet_energy(where, outcome)
+    loaded_tokens = sum(engine.loaded_tokens for engine in outcome.engines.values())
     if args.json:
-        print(json.dumps(_document(args, work, scheduler.policy, where, found, energy), indent=2))
+        document = _document(args, work, scheduler.policy, where, found, energy)
+        print(json.dumps({**document, "loaded_from_host_tokens": loaded_tokens}, indent=2))
     else:
         _print(scheduler.policy, where, found, energy)
+        if args.host_kv is not None:
+            print(f"{loaded_tokens} tokens loaded from host tiers")
     return 0
 
 
@@ -159,7 +185,21 @@ def _engine(
         takes_prefills=prefills,
         takes_conversations=decodes,
         power_cap_w=args.power_cap if decodes else None,
+        host=_host(args) if decodes else None,
     )
+
+
+def _host(args: argparse.Namespace) -> HostMemory | None:
+    from conserve_server.core.errors import ConfigError
+    from conserve_server.simulation.host_tier import HostMemory
+
+    if args.host_kv is None:
+        if args.fetch_lead is not None:
+            raise ConfigError("--fetch-lead needs a host tier to fetch from: pass --host-kv")
+        return None
+    if args.host_kv <= 0:
+        raise ConfigError(f"--host-kv must be above 0 tokens, got {args.host_kv}")
+    return HostMemory(args.host_kv, args.host_bandwidth * 1e9)
 
 
 def _positive(text: str) -> float:

@@ -14,6 +14,7 @@ from heapq import heappop, heappush
 
 from conserve_server.simulation.activity import Activity
 from conserve_server.simulation.decoding import Decoding
+from conserve_server.simulation.host_tier import HostMemory
 from conserve_server.simulation.kv_blocks import KVBlocks, blocks_of
 from conserve_server.simulation.request import Request
 from conserve_server.simulation.runs import Run
@@ -45,18 +46,23 @@ class EngineModel:
         settings: EngineSettings,
         *,
         kv_capacity_tokens: int | None = None,
+        host: HostMemory | None = None,
     ) -> None:
         capacity = kv_capacity_tokens or timing.kv_capacity_tokens
         self.name = name
         self.timing = timing
         self.settings = settings
-        self.kv = KVBlocks(capacity)
+        self.host = host
+        self.kv = KVBlocks(capacity, host)
         self.activity = Activity()
         self.run: Run | None = None
         self.runs = 0
         """How many runs were begun or shortened: tells a run's end from one that was superseded."""
         self.pulls: list[Request] = []
         """Requests admitted since the caller last looked, whose KV has to come from another engine."""
+        self.loads: list[Request] = []
+        """The same, whose KV has to come from the host."""
+        self.loaded_tokens = 0
         self._waiting: list[tuple[tuple[int, int], Request]] = []
         self._receiving: dict[int, Request] = {}
         self._prefilling: list[Request] = []
@@ -97,6 +103,19 @@ class EngineModel:
         del self._receiving[request.order]
         self._prefilling.append(request)
 
+    def begin_load(self, tokens: int, now_s: float) -> float:
+        """Load so many tokens from the host; when they are on the device."""
+        if self.kv.host is None:
+            raise RuntimeError(f"engine {self.name!r} has no host tier to load from")
+        self.loaded_tokens += tokens
+        return self.kv.host.load(tokens, self.timing.kv_bytes_per_token, now_s)
+
+    def loaded(self, request: Request) -> None:
+        """What an admitted request waited for has come from the host."""
+        request.computed = request.hit_tokens
+        del self._receiving[request.order]
+        self._prefilling.append(request)
+
     def end_lease(self, request: Request) -> None:
         """The KV of a finished prefill leg was fetched, or never will be: only the cache remembers it."""
         self.kv.release(request, request.prompt_tokens, held_tokens=request.prompt_tokens)
@@ -107,9 +126,10 @@ class EngineModel:
         lost += [*self._receiving.values(), *self._prefilling, *self._decoding.requests]
         for request in lost:
             request.is_over = True
-        self.kv = KVBlocks(self.capacity_tokens)
+        self.kv = KVBlocks(self.capacity_tokens, self.host)
         self._waiting, self._receiving, self._prefilling, self._decoding = [], {}, [], Decoding()
         self.pulls.clear()
+        self.loads.clear()
         self.run = None
         self.runs += 1
         return sorted(lost, key=lambda request: request.order)
@@ -169,7 +189,7 @@ class EngineModel:
             request = self._waiting[0][1]
             if not self._admit(request, now_s):
                 break
-            if request.is_pulled:
+            if request.order in self._receiving:
                 continue
             tokens = min(request.length - request.computed, longest, budget)
             chunks.append((request, tokens))
@@ -182,11 +202,11 @@ class EngineModel:
         heappop(self._waiting)
         if request.prompt_hit_tokens is None:
             request.prompt_hit_tokens = request.hit_tokens
-        if not request.is_pulled:
+        if not request.is_pulled and not request.load_tokens:
             self._prefilling.append(request)
         else:
             self._receiving[request.order] = request
-            self.pulls.append(request)
+            (self.pulls if request.is_pulled else self.loads).append(request)
         return True
 
     def _mixed(self, chunks: list[tuple[Request, int]], now_s: float) -> Run:

@@ -8,6 +8,7 @@ from conserve_server.core.policy_config import EstimatesConfig
 from conserve_server.energy.modelled import GpuPower
 from conserve_server.scheduling.engine_state import EngineProfile
 from conserve_server.simulation.engine_model import EngineModel, EngineSettings
+from conserve_server.simulation.host_tier import HostMemory
 from conserve_server.simulation.link import Link
 from conserve_server.simulation.timing import EngineTiming
 
@@ -30,6 +31,7 @@ class SimulatedEngine:
     takes_prefills: bool = False
     takes_conversations: bool = False
     kv_capacity_tokens: int | None = None
+    host: HostMemory | None = None
     prefill_tokens_per_s: float | None = None
     decode_step_s: float | None = None
     power_cap_w: float | None = None
@@ -50,7 +52,13 @@ class SimulatedEngine:
 
     def model(self) -> EngineModel:
         """A new engine, idle and empty."""
-        return EngineModel(self.name, self.timing, self.settings, kv_capacity_tokens=self.kv_capacity_tokens)
+        return EngineModel(
+            self.name,
+            self.timing,
+            self.settings,
+            kv_capacity_tokens=self.kv_capacity_tokens,
+            host=self.host,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +77,8 @@ class Options:
     `is_replay`: turns tell their conversation's total, as `conserve.mode = "oracle"` needs.
     `first_turn_priority`: priority of first turns that the policy gave none. `releases_kv`:
     engines free a conversation's KV when it ends (stock vLLM does not). `reports_every_s`: how
-    often engines report their load; None never.
+    often engines report their load; None never. `fetch_lead_s`: how long before a turn its tool
+    has ended and its KV is fetched from a host tier; None: the turn loads it itself.
     """
 
     kv_budget_fraction: float = 0.9
@@ -78,6 +87,7 @@ class Options:
     first_turn_priority: int | None = None
     releases_kv: bool = False
     reports_every_s: float | None = 1.0
+    fetch_lead_s: float | None = None
     failures: tuple[Failure, ...] = ()
 
 

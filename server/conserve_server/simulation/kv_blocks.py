@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from conserve_server.simulation.host_tier import HostMemory, HostTier
 from conserve_server.simulation.request import Request
 
 BLOCK_TOKENS = 16
@@ -41,7 +42,7 @@ class _Prefix:
 class KVBlocks:
     """Blocks of one engine. `used` are held by requests, `cached` can be evicted, the rest is free."""
 
-    def __init__(self, capacity_tokens: int) -> None:
+    def __init__(self, capacity_tokens: int, host: HostMemory | None = None) -> None:
         self.total = capacity_tokens // BLOCK_TOKENS
         self.used = 0
         self.cached = 0
@@ -49,6 +50,7 @@ class KVBlocks:
         self._kept: dict[str, float] = {}
         self._prefixes: dict[str, _Prefix] = {}
         self.evicted_blocks = 0
+        self.host = HostTier(host, block_tokens=BLOCK_TOKENS) if host is not None else None
 
     @property
     def available(self) -> int:
@@ -79,6 +81,7 @@ class KVBlocks:
         vLLM admits a request when its whole prompt fits (`scheduler_reserve_full_isl`).
         """
         own_hit, shared_hit = self._hits(request)
+        loads = max(0, self._reach(request) - own_hit - shared_hit)
         entry = self._lru.get(request.conversation)
         shared = self._shared_blocks(request, entry)
         prefix = self._prefixes.get(request.prefix) if shared and request.prefix is not None else None
@@ -92,7 +95,11 @@ class KVBlocks:
             self._join_prefix(request.prefix, shared, now_s)
         self.take(need, now_s)
         request.shared_blocks = shared
-        request.hit_tokens = request.computed = (own_hit + shared_hit) * BLOCK_TOKENS
+        request.computed = (own_hit + shared_hit) * BLOCK_TOKENS
+        request.load_tokens = 0 if request.is_pulled else loads * BLOCK_TOKENS
+        request.hit_tokens = request.computed + request.load_tokens
+        if self.host is not None and request.load_tokens:
+            self.host.touch(request.conversation)
         return True
 
     def release(self, request: Request, kv_tokens: int, *, held_tokens: int, remembers: bool = True) -> None:
@@ -114,9 +121,35 @@ class KVBlocks:
         """The conversation has ended: free what is cached of it."""
         if conversation in self._lru:
             self._forget(conversation)
+        if self.host is not None:
+            self.host.end(conversation)
+
+    def missing_tokens(self, request: Request) -> int:
+        """Tokens of the request's context that are on the host alone."""
+        own, shared = self._hits(request)
+        return max(0, self._reach(request) - own - shared) * BLOCK_TOKENS
+
+    def restore(self, request: Request, now_s: float) -> bool:
+        """Cache again what the host has of the conversation; False where there is no room for more of it.
+
+        A prefix that is not on the device any more comes as the conversation's own.
+        """
+        shared = self._resident(request)
+        own = self._reach(request) - shared
+        entry = self._lru.get(request.conversation)
+        if own <= (entry.blocks if entry is not None else 0) or own > self.available:
+            return False
+        if entry is not None:
+            self._forget(request.conversation)
+        self.take(own, now_s)
+        self.used -= own
+        self._cache(request.conversation, _Cached(own, shared))
+        return True
 
     def truncate(self, conversation: str, tokens: int) -> None:
         """The conversation's history was rewritten after so many tokens: what came later is of no use."""
+        if self.host is not None:
+            self.host.truncate(conversation, tokens // BLOCK_TOKENS)
         entry = self._lru.get(conversation)
         if entry is None:
             return
@@ -143,6 +176,14 @@ class KVBlocks:
         if entry.shared_blocks > self._resident(request):
             return 0, min(self._resident(request), limit)
         return max(0, min(entry.blocks, limit - entry.shared_blocks)), min(entry.shared_blocks, limit)
+
+    def _reach(self, request: Request) -> int:
+        """Blocks of the request's context that need no computing if the host is asked; 0 without one."""
+        if self.host is None:
+            return 0
+        prefix = _prefix_key(request.prefix) if request.prefix is not None else None
+        reach = self.host.reach(request.conversation, prefix, self._resident(request))
+        return min(reach, request.reusable_tokens // BLOCK_TOKENS)
 
     def _resident(self, request: Request) -> int:
         """Blocks of the request's prefix that are computed and on the engine."""
@@ -189,6 +230,11 @@ class KVBlocks:
             self._remember(_prefix_key(name), _Cached(prefix.blocks))
 
     def _remember(self, key: str, entry: _Cached) -> None:
+        self._cache(key, entry)
+        if self.host is not None:
+            self.host.store(key, entry.blocks, entry.shared_blocks)
+
+    def _cache(self, key: str, entry: _Cached) -> None:
         if key in self._lru:
             self._forget(key)
         self._lru[key] = entry

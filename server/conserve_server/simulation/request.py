@@ -11,7 +11,8 @@ class Request:
 
     `turn_id` says whose it is. `order` numbers requests by submission; lower `priority` goes
     first. `is_leased`: a prefill leg, whose KV stays held after its end until it was fetched.
-    `is_pulled`: its KV comes from another engine before it runs.
+    `is_pulled`: its KV comes from another engine before it runs; `load_tokens` of it come from
+    the engine's host tier.
     `computed` tokens of the `length` known ones are in KV; `produced` output tokens came, the
     last of them not in KV yet. While it decodes, `joined_step` and `joined_tokens` say since
     which step of the engine, and with how many tokens in KV.
@@ -31,6 +32,7 @@ class Request:
     produced: int = 0
     hit_tokens: int = 0
     prompt_hit_tokens: int | None = None
+    load_tokens: int = 0
     shared_blocks: int = 0
     joined_step: int = 0
     joined_tokens: int = 0

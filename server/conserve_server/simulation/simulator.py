@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from conserve_server.core.turn import Placement, Turn
 from conserve_server.scheduling.actions import Action, StartPrefill
@@ -21,6 +21,7 @@ from conserve_server.simulation.engine_model import EngineModel
 from conserve_server.simulation.fleet import Failure, Fleet, Options
 from conserve_server.simulation.kv_blocks import BLOCK_TOKENS
 from conserve_server.simulation.link import Links
+from conserve_server.simulation.live_turns import LiveConversation, TurnLegs, total_tokens
 from conserve_server.simulation.records import LiveTurn, Records
 from conserve_server.simulation.request import Request
 from conserve_server.simulation.workload import Arrival, ConversationShape, Workload
@@ -37,34 +38,6 @@ class Outcome:
     ends_s: float
     events: int
     scheduler: Scheduler
-
-
-@dataclass(slots=True, eq=False)
-class LiveConversation:
-    """A conversation on its way: the tokens of its history, and where its KV may be cached."""
-
-    number: int
-    shape: ConversationShape
-    history_tokens: int = 0
-    seen_by: dict[str, None] = field(default_factory=dict)
-
-
-@dataclass(slots=True, eq=False)
-class TurnLegs:
-    """A turn between its arrival and its end, with the legs that run or hold KV for it."""
-
-    turn: Turn
-    conversation: LiveConversation
-    live: LiveTurn
-    leg: Request | None = None
-    leg_engine: str = ""
-    leg_started_s: float = 0.0
-    decode: Request | None = None
-    decoder: str = ""
-
-    @property
-    def appended_tokens(self) -> int:
-        return self.conversation.shape.turns[self.live.index].appended_tokens
 
 
 class Simulator:
@@ -142,6 +115,7 @@ class Simulator:
     def _arrive(self, conversation: LiveConversation, index: int) -> None:
         """The conversation's next turn is sent."""
         shape = conversation.shape
+        conversation.is_waiting = False
         turn = shape.turns[index]
         if turn.rewrites_from_tokens is not None:
             conversation.history_tokens = min(turn.rewrites_from_tokens, conversation.history_tokens)
@@ -175,7 +149,11 @@ class Simulator:
         if live.is_last:
             self._finish(conversation)
             return
+        conversation.is_waiting = True
         gap_s = conversation.shape.turns[live.index + 1].gap_s
+        lead_s = self._options.fetch_lead_s
+        if lead_s is not None and lead_s <= gap_s:
+            self._at(self._now_s + gap_s - lead_s, self._fetch, state)
         self._at(self._now_s + gap_s, self._arrive, conversation, live.index + 1)
 
     def _close(self, state: TurnLegs, kv_tokens: int | None, output: int | None, cached: int | None) -> None:
@@ -278,6 +256,11 @@ class Simulator:
             for request in engine.pulls:
                 self._pull(engine, request)
             engine.pulls.clear()
+        if engine.loads:
+            for request in engine.loads:
+                ends_s = engine.begin_load(request.load_tokens, self._now_s)
+                self._at(ends_s, self._loaded, engine, request)
+            engine.loads.clear()
 
     def _run_ended(self, engine: EngineModel, run: int) -> None:
         if run != engine.runs:
@@ -312,6 +295,25 @@ class Simulator:
         if not request.is_pulled:
             state.live.cached_tokens = request.prompt_hit_tokens or 0
         self._perform(self._scheduler.on_first_token(state.turn.id, self._now_s))
+
+    # -- the host tier -------------------------------------------------------------------------
+
+    def _loaded(self, engine: EngineModel, request: Request) -> None:
+        if not request.is_over:  # or the engine died meanwhile
+            engine.loaded(request)
+            self._disturb(engine)
+
+    def _fetch(self, ended: TurnLegs) -> None:
+        """The tool after that turn has ended: bring the conversation's KV back to its decoder."""
+        engine, context = self._engines[ended.decoder], ended.context()
+        tokens = engine.kv.missing_tokens(context)
+        if tokens:
+            ends_s = engine.begin_load(tokens, self._now_s)
+            self._at(ends_s, self._fetched, engine, ended.conversation, context)
+
+    def _fetched(self, engine: EngineModel, conversation: LiveConversation, context: Request) -> None:
+        if conversation.is_waiting:  # or its turn loads for itself
+            engine.kv.restore(context, self._now_s)
 
     # -- transfers -----------------------------------------------------------------------------
 
@@ -382,8 +384,3 @@ class Simulator:
             usage = engine.kv.used / engine.kv.total
             self._perform(self._scheduler.on_kv_observed(name, usage, engine.running, engine.waiting))
         self._at(self._now_s + (self._options.reports_every_s or 0.0), self._report)
-
-
-def total_tokens(shape: ConversationShape) -> int:
-    """What the conversation's KV holds at its end, if nothing was rewritten."""
-    return sum(turn.appended_tokens + turn.output_tokens for turn in shape.turns)
