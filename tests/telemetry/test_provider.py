@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import http.server
 import os
 import pathlib
 import socket
@@ -13,36 +12,9 @@ from opentelemetry import trace
 from conserve_server.core.errors import ConfigError
 from conserve_server.telemetry.provider import Tracing, tracing
 from conserve_server.telemetry.spans_file import read_spans
+from tests.otlp import Collector
 
 pytestmark = pytest.mark.usefixtures("trace_folder")
-
-
-class Collector:
-    """Takes OTLP/HTTP posts on a port of its own."""
-
-    def __init__(self) -> None:
-        self.posts: list[tuple[str, bytes]] = []
-        posts = self.posts
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                posts.append((self.path, body))
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-                pass
-
-        self._server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join(5)
-        self._server.server_close()
 
 
 @pytest.fixture
