@@ -59,6 +59,33 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
+class _Given:
+    """What a gateway is built from."""
+
+    config: Config
+    specs: Sequence[EngineSpec]
+    policy: Policy
+    clock: Clock
+    tracer: Tracer
+    tenants: Tenants
+    load: Callable[[], Config] | None
+    draining: Draining
+    energy: GatewayEnergy
+
+
+@dataclass(frozen=True, slots=True)
+class _Core:
+    """What serves, apart from how it is asked."""
+
+    coordinator: Coordinator
+    metrics: GatewayMetrics
+    conversations: Conversations
+    cluster: Cluster
+    drains: EngineDrains
+    reload: Reload
+
+
+@dataclass(frozen=True, slots=True)
 class _Parts:
     """What one running gateway is made of."""
 
@@ -88,13 +115,14 @@ def create_app(
     Raises ConfigError where the tenants' keys can't be used.
     """
     tenants = Tenants.from_config(config.gateway)
-    stopping = draining or Draining()
     energy = GatewayEnergy.from_config(config, engines, clock)
+    stopping = draining or Draining()
+    given = _Given(config, engines, policy, clock, tracer, tenants, load, stopping, energy)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[dict[str, object]]:
         with ExitStack() as stack:
-            parts = _build(config, engines, policy, clock, tracer, stack, tenants, load, stopping, energy)
+            parts = _build(given, stack)
             app.router.routes.extend(_routes(parts))
             app.state.reload = lambda: parts.reload.apply(clock.now_s())
             async with asyncio.TaskGroup() as background:
@@ -138,104 +166,99 @@ def _middleware(config: Config) -> list[Middleware]:
     return found
 
 
-def _scheduler(config: Config, specs: Sequence[EngineSpec], policy: Policy) -> Scheduler:
-    return Scheduler(
-        policy,
-        engines=engine_profiles(config, specs),
+def _core(given: _Given, stack: ExitStack) -> _Core:
+    config, gateway, clock, energy = given.config, given.config.gateway, given.clock, given.energy
+    scheduler = Scheduler(
+        given.policy,
+        engines=engine_profiles(config, given.specs),
         kv_budget_fraction=config.scheduler.kv_budget_fraction,
         estimates=config.scheduler.estimates,
     )
-
-
-def _build(
-    config: Config,
-    specs: Sequence[EngineSpec],
-    policy: Policy,
-    clock: Clock,
-    tracer: Tracer,
-    stack: ExitStack,
-    tenants: Tenants,
-    load: Callable[[], Config] | None,
-    draining: Draining,
-    energy: GatewayEnergy,
-) -> _Parts:
-    gateway = config.gateway
-    scheduler = _scheduler(config, specs, policy)
     coordinator = Coordinator(
         scheduler, clock, max_wait_s=gateway.max_wait_s, leg_timeout_s=gateway.turn_timeout_s
     )
     metrics = GatewayMetrics()
     signals = KvSignals(config.kv, scheduler, clock, metrics)
-    conversations = Conversations.from_config(
-        gateway, coordinator, signals, draining, Endings(tracer, metrics, clock), energy
-    )
+    endings = Endings(given.tracer, metrics, clock)
+    conversations = Conversations.from_config(gateway, coordinator, signals, given.draining, endings, energy)
     make_engine = _engine_maker(config, signals, stack)
     cluster = Cluster(
-        map(make_engine, specs),
+        map(make_engine, given.specs),
         coordinator,
         metrics,
         on_removed=signals.remove,
         on_lost=energy.engine_lost,
     )
     drains = EngineDrains(cluster, coordinator, timeout_s=gateway.engine_drain_timeout_s)
-    reload = Reload(config, load, cluster=cluster, drains=drains, make_engine=make_engine)
-    turns = Turns(
-        coordinator=coordinator,
-        cluster=cluster,
-        conversations=conversations,
-        metrics=metrics,
-        traces=TurnTraces(tracer, gateway.max_traced_turns_per_s),
-        clock=clock,
-        draining=draining,
-        max_placements=gateway.max_placements,
-        energy=energy,
-    )
+    reload = Reload(config, given.load, cluster=cluster, drains=drains, make_engine=make_engine)
+    return _Core(coordinator, metrics, conversations, cluster, drains, reload)
+
+
+def _build(given: _Given, stack: ExitStack) -> _Parts:
+    gateway, tenants, energy, clock = given.config.gateway, given.tenants, given.energy, given.clock
+    core = _core(given, stack)
+    scheduler, conversations, cluster = core.coordinator.scheduler, core.conversations, core.cluster
+    endpoint, passing = _endpoints(given, core)
     routes = Routes(
         cluster=cluster,
-        coordinator=coordinator,
-        metrics=metrics,
+        coordinator=core.coordinator,
+        metrics=core.metrics,
         tenants=tenants,
         energy=energy,
         metrics_need_admin_key=gateway.metrics_need_admin_key,
-        draining=draining,
+        draining=given.draining,
     )
     of_conversations = ConversationRoutes(
         conversations, scheduler, tenants, energy.factors, body_timeout_s=gateway.body_timeout_s
     )
-    of_admin = AdminRoutes(cluster=cluster, drains=drains, reload=reload, tenants=tenants, clock=clock)
-    endpoint, passing = _endpoints(config, turns, cluster, conversations, tenants)
+    of_admin = AdminRoutes(
+        cluster=cluster, drains=core.drains, reload=core.reload, tenants=tenants, clock=clock
+    )
     view = LiveView(conversations.log, scheduler, cluster, clock)
     live = LiveRoutes(view, tenants, write_timeout_s=gateway.write_timeout_s)
     tables = [each.table() for each in (routes, of_conversations, of_admin, passing, live)]
     every = [openapi_route(), *page_routes(), *(route for table in tables for route in table)]
-    return _Parts(endpoint, every, cluster, conversations, drains, reload, energy)
+    return _Parts(endpoint, every, cluster, conversations, core.drains, core.reload, energy)
 
 
-def _endpoints(
-    config: Config, turns: Turns, cluster: Cluster, conversations: Conversations, tenants: Tenants
-) -> tuple[TurnEndpoint, PassThrough]:
+def _endpoints(given: _Given, core: _Core) -> tuple[TurnEndpoint, PassThrough]:
     """What takes requests that engines answer; both count against one limit of a tenant."""
-    limits = TurnLimits.from_config(config.gateway)
-    body_limits = BodyLimits(config.gateway.max_body_bytes, config.gateway.body_timeout_s)
+    gateway, conversations = given.config.gateway, core.conversations
+    limits = TurnLimits.from_config(gateway)
+    body_limits = BodyLimits(gateway.max_body_bytes, gateway.body_timeout_s)
     endpoint = TurnEndpoint(
-        turns=turns,
-        cluster=cluster,
-        tenants=tenants,
+        turns=_turns(given, core),
+        cluster=core.cluster,
+        tenants=given.tenants,
         limits=limits,
         recognition=conversations.recognition,
         stored_responses=conversations.stored_responses,
         body_limits=body_limits,
-        write_timeout_s=config.gateway.write_timeout_s,
+        write_timeout_s=gateway.write_timeout_s,
     )
     passing = PassThrough(
-        cluster=cluster,
-        tenants=tenants,
+        cluster=core.cluster,
+        tenants=given.tenants,
         limits=limits,
         body_limits=body_limits,
         stored_responses=conversations.stored_responses,
-        write_timeout_s=config.gateway.write_timeout_s,
+        write_timeout_s=gateway.write_timeout_s,
     )
     return endpoint, passing
+
+
+def _turns(given: _Given, core: _Core) -> Turns:
+    return Turns(
+        coordinator=core.coordinator,
+        cluster=core.cluster,
+        conversations=core.conversations,
+        metrics=core.metrics,
+        traces=TurnTraces(given.tracer, given.config.gateway.max_traced_turns_per_s),
+        clock=given.clock,
+        draining=given.draining,
+        max_placements=given.config.gateway.max_placements,
+        energy=given.energy,
+    )
 
 
 def _engine_maker(config: Config, signals: KvSignals, stack: ExitStack) -> Callable[[EngineSpec], VllmEngine]:
