@@ -1,17 +1,19 @@
 """What it saves that KV follows the conversation: recomputed tokens and TTFT of later turns, on real vLLM.
 
     python bench/kv.py [--python .venv-vllm/bin/python] [--rounds 3] [--loads 6x2 10x1]
-                       [--blocks 128] [--seed 1] [--output build/kv.json]
+                       [--blocks 128] [--host-gib 0.125] [--seed 1] [--output build/kv.json]
 
-One vLLM CPU engine with a small KV cache (a random Llama, made up as it loads), started by
+A vLLM CPU engine with a small KV cache (a random Llama, made up as it loads), started by
 `conserve up`, and three gateways over it: one tells the engine nothing, one that conversations
-have ended, one that and which wait for a tool. In each round every gateway serves the same
-conversations in turn, from an empty cache: agents one conversation after another, with tools
-between turns of a length that is drawn from the seed, and beside them one-shot requests that
-belong to no conversation. A load of 6x2 is six agents at once, of two conversations each; of
-ten, those that were admitted outgrow the cache. Each gateway admits conversations as it always
-does, within the decoder's budget. A turn's recomputed tokens are those that the conversation
-had before it, in whole blocks, and that were not cached any more.
+have ended, one that and which wait for a tool. A fourth tells the same to a second engine, which
+is like the first and has a host tier besides; of the two only one is ever at work. In each
+round every gateway serves the same conversations in turn, from an empty cache: agents one
+conversation after another, with tools between turns of a length that is drawn from the seed,
+and beside them one-shot requests that belong to no conversation. A load of 6x2 is six agents
+at once, of two conversations each; of ten, those that were admitted outgrow the cache. Each
+gateway admits conversations as it always does, within the decoder's budget. A turn's
+recomputed tokens are those that the conversation had before it, in whole blocks, and that
+were not cached any more.
 """
 
 from __future__ import annotations
@@ -44,10 +46,12 @@ from conserve_server.core.config import load_config
 from conserve_server.engines.vllm_metrics import RUNNING, total
 
 BLOCK: Final = 32
+HOST_MODE: Final = "host tier"
 MODES: Final = {
     "off": {"sends_releases": False, "sends_keeps": False},
     "release": {"sends_releases": True, "sends_keeps": False},
     "release+keep": {"sends_releases": True, "sends_keeps": True},
+    HOST_MODE: {"sends_releases": True, "sends_keeps": True},
 }
 SHAPE: Final = {
     "num_hidden_layers": 8,
@@ -67,6 +71,9 @@ TOOLS: Final = (("search", 0.7, 1.0, 0.4), ("tests", 0.3, 6.0, 0.3))
 COUNTED: Final = {
     "blocks_released": "conserve_kv_blocks_released_total",
     "blocks_evicted_while_kept": "conserve_kv_blocks_evicted_while_kept_total",
+    "blocks_offloaded": "conserve_kv_blocks_offloaded_total",
+    "blocks_fetched": "conserve_kv_blocks_fetched_total",
+    "bytes_loaded": "vllm:kv_offload_load_bytes_total",
     "preemptions": "vllm:num_preemptions_total",
 }
 LIMIT_S: Final = 300.0
@@ -214,7 +221,7 @@ def main() -> None:
         "machine": f"{platform.platform()}, {platform.machine()}, {os.cpu_count()} logical CPUs",
         "load_before": load,
         "versions": versions(options.python),
-        **{name: getattr(options, name) for name in ("seed", "rounds", "blocks")},
+        **{name: getattr(options, name) for name in ("seed", "rounds", "blocks", "host_gib")},
         "block_tokens": BLOCK,
         "joules": None,  # no energy meter on CPUs
         **measured,
@@ -232,6 +239,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--loads", nargs="+", default=["6x2", "10x1"], help="agents, and conversations of each"
     )
     parser.add_argument("--blocks", type=int, default=128, help=f"of the KV cache, {BLOCK} tokens each")
+    parser.add_argument("--host-gib", type=float, default=0.125, help="of the second engine's host tier")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("build/kv.json"))
     return parser.parse_args(arguments)
@@ -239,23 +247,27 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 async def measure(options: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
     """Every mode under every load in every round, and what came of it."""
-    config = load_config(_engine_config(options, folder))
+    engines: dict[str, str] = {}
     found: dict[str, dict[str, list[Run]]] = {load: {mode: [] for mode in MODES} for load in options.loads}
     async with AsyncExitStack() as stack:
-        pool = await stack.enter_async_context(started_pool(config))
-        (engine,) = (spec.url for spec in pool.specs)
+        for kind, host_gib in (("plain", None), ("tiered", options.host_gib)):
+            config = load_config(_engine_config(options, folder, kind, host_gib))
+            pool = await stack.enter_async_context(started_pool(config))
+            (engines[kind],) = (spec.url for spec in pool.specs)
+        engine_of = {mode: engines["tiered" if mode == HOST_MODE else "plain"] for mode in MODES}
         client = await stack.enter_async_context(httpx2.AsyncClient(timeout=LIMIT_S))
         gateways = {}
         for mode, switches in MODES.items():
-            path = _gateway_config(folder, mode, engine, switches)
+            path = _gateway_config(folder, mode, engine_of[mode], switches)
             env, log = {"CONSERVE_TRACE_DIR": str(folder / "traces")}, folder / f"{mode}.log"
             gateways[mode] = await stack.enter_async_context(running_gateway(path, env, log))
-        await client.post(f"{engine}/v1/completions", json=_body(list(range(100, 600))))  # warm
+        for engine in engines.values():
+            await client.post(f"{engine}/v1/completions", json=_body(list(range(100, 600))))  # warm
         for number, load in itertools.product(range(options.rounds), options.loads):
             agents = _agents(load, f"{options.seed} {number} {load}")
             for mode in _rotated(number):
                 stream = Stream(gateways[mode], f"{mode}-{load}-{number}", client)
-                found[load][mode].append(await _run(stream, engine, agents, number))
+                found[load][mode].append(await _run(stream, engine_of[mode], agents, number))
                 took_s = found[load][mode][-1].took_s
                 print(f"round {number + 1}, {load} {mode}: {took_s:.0f} s", file=sys.stderr, flush=True)
     return {"loads": {load: compared(by_mode) for load, by_mode in found.items()}}
@@ -276,7 +288,14 @@ async def _emptied(client: httpx2.AsyncClient, engine: str) -> None:
     async with asyncio.timeout(LIMIT_S):
         while total(await _page(client, engine), RUNNING):  # noqa: ASYNC110 - an engine's own gauge
             await asyncio.sleep(0.1)
-    (await client.post(f"{engine}/reset_prefix_cache")).raise_for_status()
+        while not await _is_reset(client, engine):  # noqa: ASYNC110 - the engine says when
+            await asyncio.sleep(0.1)
+
+
+async def _is_reset(client: httpx2.AsyncClient, engine: str) -> bool:
+    """What is cached is forgotten, on the host too; not while blocks are still on their way there."""
+    answer = await client.post(f"{engine}/reset_prefix_cache", params={"reset_external": "true"})
+    return bool(answer.raise_for_status().json()["success"])
 
 
 def _agents(load: str, seed: str) -> list[list[Plan]]:
@@ -290,17 +309,20 @@ def _rotated(number: int) -> list[str]:
     return [*names[number % len(names) :], *names[: number % len(names)]]
 
 
-def _engine_config(options: argparse.Namespace, folder: pathlib.Path) -> pathlib.Path:
+def _engine_config(
+    options: argparse.Namespace, folder: pathlib.Path, kind: str, host_gib: float | None
+) -> pathlib.Path:
     flags = ["--load-format", "dummy", "--hf-overrides", json.dumps(SHAPE)]
     flags += ["--num-gpu-blocks-override", str(options.blocks), "--max-num-seqs", "16"]
-    path = folder / "engines.toml"
+    path = folder / f"{kind}.engines.toml"
     path.write_text(f"""
 model = "tiny-random"
 [pools.decode]
 count = 1
+{"" if host_gib is None else f"host_kv_gib = {host_gib}"}
 [launcher]
 python = {json.dumps(options.python)}
-run_dir = {json.dumps(str(folder / "run"))}
+run_dir = {json.dumps(str(folder / kind))}
 kv_cache_gib = 0.25
 max_model_len = 2048
 flags = {json.dumps(flags)}

@@ -20,6 +20,8 @@ from vllm.utils.hashing import sha256  # type: ignore[import-not-found]
 from vllm.v1.core import kv_cache_utils  # type: ignore[import-not-found]
 from vllm.v1.core.kv_cache_manager import KVCacheManager  # type: ignore[import-not-found]
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec  # type: ignore[import-not-found]
+from vllm.v1.kv_offload.base import ReqContext, make_offload_key  # type: ignore[import-not-found]
+from vllm.v1.kv_offload.cpu.manager import CPUOffloadingManager  # type: ignore[import-not-found]
 from vllm.v1.request import Request, RequestStatus  # type: ignore[import-not-found]
 
 from conserve_vllm import kv_guard, kv_hooks
@@ -211,6 +213,30 @@ def _serve(engine: Engine, name: str, tokens: list[int]) -> None:
     engine.manager.free(request)
 
 
+def overwritten() -> list[str]:
+    """The host copies that vLLM's own manager gives up under our policy: first those of `b`, which ended."""
+    policy = {"cache_policy": "ConversationPolicy", "cache_policy_module_path": "conserve_vllm.host_tier"}
+    manager = CPUOffloadingManager(num_chunks=4, **policy)
+    for name in ("a", "b"):
+        _offload(manager, name, [f"{name}1", f"{name}2"])
+    manager._policy.release(_host_keys(["b2", "b1"]))
+    gone = [_offload(manager, name, [name]) for name in ("c", "d", "e")]
+    return [bytes(key[:-4]).decode() for keys in gone for key in keys]
+
+
+def _offload(manager: Any, request_id: str, blocks: list[str]) -> list[Any]:
+    context = ReqContext(req_id=request_id)
+    manager.on_new_request(context)
+    stored = manager.prepare_store(_host_keys(blocks), context)
+    manager.complete_store(stored.keys_to_store, context)
+    manager.on_request_finished(context)
+    return list(stored.evicted_keys)
+
+
+def _host_keys(blocks: list[str]) -> list[Any]:
+    return [make_offload_key(block.encode(), 0) for block in blocks]
+
+
 def main() -> None:
     """Usage: kv_interleavings.py SEEDS"""
     reason = kv_guard.why_not()
@@ -223,7 +249,7 @@ def main() -> None:
                 engine.step()
             engine.close()
     found = {"vllm": vllm.__file__, "reason": reason, "hybrid": kv_hooks.refused(new_manager(groups=2))}
-    print(json.dumps({**found, "cached": table()}))
+    print(json.dumps({**found, "cached": table(), "overwritten": overwritten()}))
 
 
 if __name__ == "__main__":

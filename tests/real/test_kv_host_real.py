@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import uuid
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 
 from conserve_server.cli.gateway_process import running_gateway
 from conserve_server.engines.engine import Role
-from conserve_server.engines.vllm_metrics import TRANSFERS, total
+from conserve_server.engines.vllm_metrics import RUNNING, TRANSFERS, total
 from tests.real.cluster import MODEL, LocalEngines, local_engines
-from tests.real.kv_engine import BLOCK_TOKENS, KvEngine, token_ids
+from tests.real.kv_engine import BLOCK_TOKENS, KvEngine, Turn, token_ids
+from tests.real.test_kv_real import KV_USE, Life
 
 pytestmark = pytest.mark.real
 
@@ -172,6 +175,54 @@ async def test_host_copies_of_an_ended_conversation_go_before_older_ones(
     assert fetched["tokens"] == {conversations.session("oldest"): KNOWN}
     await conversations.engine.look("resident")
     assert await conversations.engine.metric("conserve_kv_blocks_host_released_total") >= KNOWN / BLOCK_TOKENS
+
+
+class Uncached:
+    """The same engine with nothing of its caches: each turn has a salt of its own."""
+
+    def __init__(self, engine: KvEngine) -> None:
+        self._engine = engine
+
+    async def turn(self, session: str | None, prompt: list[int], **fields: Any) -> Turn:
+        found = await self._engine.turn(session, prompt, cache_salt=uuid.uuid4().hex, **fields)
+        assert found.cached == 0
+        return found
+
+
+class HostLife(Life):
+    """A conversation of the random interleaving whose tools send it to the host, and sometimes back."""
+
+    async def use_tool(self) -> None:
+        await self.engine.signal("offload", self.name)
+        await asyncio.sleep(self.random.random() * 0.1)
+        if self.random.random() < 0.7:
+            await self.engine.signal("fetch", self.name)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_answers_are_the_same_and_no_block_is_lost_while_kv_comes_and_goes(
+    decoder: KvEngine, seed: int
+) -> None:
+    await decoder.signal("release", *await decoder.resident())
+    source, run = random.Random(seed), uuid.uuid4().hex[:6]
+    fetched = await decoder.metric("conserve_kv_blocks_fetched_total")
+    lives = [
+        HostLife(decoder, Uncached(decoder), random.Random(source.random()), f"life-{run}-{i}")
+        for i in range(8)
+    ]
+    async with asyncio.timeout(LIMIT_S), asyncio.TaskGroup() as group:
+        for life in lives:
+            group.create_task(life.live(turns=4))
+    assert sum(life.compared for life in lives) >= 10
+    async with asyncio.timeout(LIMIT_S):
+        while await decoder.metric(RUNNING) or set(await decoder.resident()):  # noqa: ASYNC110 - over HTTP
+            await asyncio.sleep(0.1)
+    assert await decoder.metric(KV_USE) == 0.0
+    assert await decoder.metric("conserve_kv_blocks_fetched_total") > fetched
+    # What was released is free for others: four conversations that need nearly all blocks at once.
+    four = [decoder.turn(f"{run}-{i}", token_ids(1_900, i), max_tokens=100) for i in range(4)]
+    assert [len(turn.tokens) for turn in await asyncio.gather(*four)] == [100] * 4
+    await decoder.signal("release", *(f"{run}-{i}" for i in range(4)))
 
 
 @pytest.fixture

@@ -72,3 +72,4 @@ def test_random_lives_of_conversations_break_nothing_and_the_table_holds(
     assert found["vllm"].startswith(path)
     assert "2 KV cache groups" in found["hybrid"]
     assert found["cached"] == {"stock": 0, "released": 56, "kept": 56}
+    assert found["overwritten"] == ["b2", "b1", "a2"]
