@@ -91,8 +91,18 @@ def test_a_host_tier_loads_what_was_evicted(capsys: pytest.CaptureFixture[str]) 
     assert tiered["metrics"]["cached_share"] >= without["metrics"]["cached_share"]
 
 
+def test_a_configuration_s_host_memory_is_simulated(
+    capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
+) -> None:
+    config = tmp_path / "conserve.toml"
+    config.write_text("[pools.decode]\ncount = 1\nhost_kv_gib = 8\n")
+    assert main([*SMALL, "--config", str(config)]) == 0
+    assert "tokens loaded from host tiers" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"), [(("--host-kv", "0"), "above 0 tokens"), (("--fetch-lead", "1"), "--host-kv")]
+    ("arguments", "message"),
+    [(("--host-kv", "0"), "more than 0 tokens"), (("--fetch-lead", "1"), "--host-kv")],
 )
 def test_a_host_tier_that_is_none_is_refused(
     capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str

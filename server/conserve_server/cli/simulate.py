@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({**document, "loaded_from_host_tokens": loaded_tokens}, indent=2))
     else:
         _print(scheduler.policy, where, found, energy)
-        if args.host_kv is not None:
+        if any(engine.host is not None for engine in where.engines):
             print(f"{loaded_tokens} tokens loaded from host tiers")
     return 0
 
@@ -185,21 +185,27 @@ def _engine(
         takes_prefills=prefills,
         takes_conversations=decodes,
         power_cap_w=args.power_cap if decodes else None,
-        host=_host(args) if decodes else None,
+        host=_host(args, timing.kv_bytes_per_token) if decodes else None,
     )
 
 
-def _host(args: argparse.Namespace) -> HostMemory | None:
+def _host(args: argparse.Namespace, kv_bytes_per_token: int) -> HostMemory | None:
+    """As the command line says it, or else the configuration."""
+    from conserve_server.core.config import load_config
     from conserve_server.core.errors import ConfigError
     from conserve_server.simulation.host_tier import HostMemory
 
-    if args.host_kv is None:
+    tokens: int | None = args.host_kv
+    if tokens is None and args.config is not None:
+        host_gib = load_config(args.config).pools.decode.host_kv_gib
+        tokens = None if host_gib is None else int(host_gib * 1024**3 / kv_bytes_per_token)
+    if tokens is None:
         if args.fetch_lead is not None:
             raise ConfigError("--fetch-lead needs a host tier to fetch from: pass --host-kv")
         return None
-    if args.host_kv <= 0:
-        raise ConfigError(f"--host-kv must be above 0 tokens, got {args.host_kv}")
-    return HostMemory(args.host_kv, args.host_bandwidth * 1e9)
+    if tokens <= 0:
+        raise ConfigError(f"a host tier must have room for more than 0 tokens, got {tokens}: see --host-kv")
+    return HostMemory(tokens, args.host_bandwidth * 1e9)
 
 
 def _positive(text: str) -> float:
