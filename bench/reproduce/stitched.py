@@ -14,8 +14,9 @@ from conserve_server.core.turn import Placement
 from conserve_server.scheduling.policy import Policy
 from conserve_server.simulation.engine_model import EngineModel
 from conserve_server.simulation.fleet import Fleet, Options
+from conserve_server.simulation.live_turns import TurnLegs
 from conserve_server.simulation.request import Request
-from conserve_server.simulation.simulator import Simulator, TurnLegs
+from conserve_server.simulation.simulator import Simulator
 from conserve_server.simulation.timing import Step
 from conserve_server.simulation.timing_paper import bookkeeping_s, transfer_s
 
