@@ -85,6 +85,7 @@ class Delivery:
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
         self._dropped = 0
+        self._is_failing = False
 
     @property
     def dropped(self) -> int:
@@ -106,6 +107,14 @@ class Delivery:
         with self._changed:
             if self._thread is None or not self._append(future):
                 _settle(future)
+        return future
+
+    def flushed(self) -> Future[None]:
+        """The marker to wait for; done at once while no gateway takes anything: nobody waits in vain."""
+        if not self._is_failing:
+            return self.marker()
+        future: Future[None] = Future()
+        _settle(future)
         return future
 
     def close(self, timeout_s: float = EXIT_WAIT_S) -> None:
@@ -180,8 +189,11 @@ class Delivery:
             self._send(client, batch)
         except Exception as error:  # noqa: BLE001 - whatever it was, the thread serves the others
             _log.debug("a control call failed", exc_info=True)
+            self._is_failing = True
             with self._changed:
                 self._drop(len(batch), repr(error))
+        else:
+            self._is_failing = False
 
     def _send(self, client: httpx2.Client, batch: list[_Item]) -> None:
         import tenacity

@@ -88,8 +88,8 @@ class Link:
             self._unreleased.clear()
 
     def flushed(self) -> Future[None]:
-        """Done once everything so far was sent or given up."""
-        return self._delivery.marker()
+        """Done once everything so far was sent or given up; at once while no gateway takes anything."""
+        return self._delivery.flushed()
 
     def last_gateway(self) -> Gateway:
         """The gateway that served the latest request. Raises NoGatewaySeen."""

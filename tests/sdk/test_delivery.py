@@ -111,6 +111,27 @@ def test_a_gateway_that_is_gone_costs_items_and_nothing_else(make_delivery: Call
     assert delivery.dropped == 1
 
 
+def test_only_the_first_waits_for_a_gateway_that_is_gone(make_delivery: Callable[..., Delivery]) -> None:
+    is_there = threading.Event()
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        if not is_there.is_set():
+            raise httpx2.ConnectError("nobody listens", request=request)
+        return httpx2.Response(200)
+
+    delivery = make_delivery(open_client=lambda: httpx2.Client(transport=httpx2.MockTransport(answer)))
+    delivery.put(boundary(0))
+    delivery.flushed().result(5)
+    assert delivery.dropped == 1
+    delivery.put(boundary(1))
+    assert delivery.flushed().done()
+    is_there.set()
+    delivery.marker().result(5)
+    delivery.put(boundary(2))
+    delivery.flushed().result(5)  # waits again
+    assert delivery.dropped <= 2
+
+
 def test_the_users_call_is_untouched_when_the_gateway_takes_no_events(
     model: FakeModel, make_delivery: Callable[..., Delivery], monkeypatch: pytest.MonkeyPatch
 ) -> None:
