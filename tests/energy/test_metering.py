@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -159,11 +160,10 @@ class Slow(Scripted):
 
     def __init__(self) -> None:
         super().__init__("0")
-        self.hangs = True
+        self.let_go = threading.Event()
 
     def read(self, now_s: float) -> Sequence[Reading]:
-        while self.hangs:
-            time.sleep(0.001)
+        self.let_go.wait(10)
         return super().read(now_s)
 
 
@@ -173,7 +173,7 @@ async def test_a_meter_that_hangs_stops_nothing_and_answers_again_later() -> Non
     started_s = time.monotonic()
     assert await sampler.read(0.05) == ()
     assert time.monotonic() - started_s < 5
-    meter.hangs = False
+    meter.let_go.set()
     assert [reading.energy_j for reading in await sampler.read(10.0)] == [0.0]
     await sampler.stop()
     assert meter.is_closed
@@ -207,7 +207,7 @@ async def test_silence_of_a_meter_is_told_for_each_of_its_devices(monkeypatch: p
     async with asyncio.timeout(10):
         while metering.domains[0].problems != ["0: its meter does not answer"]:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
-    meter.hangs = False
+    meter.let_go.set()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
