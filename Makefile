@@ -57,11 +57,12 @@ energy: env
 bench-identity: env
 	$(BIN)/python bench/identity.py
 
-# The paper's experiment as published and as a user feels it: build/reproduction.json and .html.
+# Goodput of all policies on real sessions and profiles; goes on where it was stopped.
 .PHONY: bench-policies
 bench-policies: env
 	$(BIN)/python -m bench.policies $(POLICIES_FLAGS)
 
+# The paper's experiment as published and as a user feels it: build/reproduction.json and .html.
 .PHONY: reproduce
 reproduce: env
 	$(BIN)/python -m bench.reproduce

@@ -123,6 +123,7 @@ def _half(engines: int) -> int:
     return engines // 2
 
 
+FULL_DISAGGREGATION: Final = "full disaggregation, half prefill"
 BASELINES: Final = (
     Candidate("least loaded", named("collocated"), chunked(512), first_turn_priority=FIRST_TURN_PRIORITY),
     Candidate("sticky, vLLM's defaults", named("collocated_sticky"), EngineSettings()),
@@ -130,7 +131,7 @@ BASELINES: Final = (
     _sticky(512),
     _sticky(256),
     Candidate(
-        "full disaggregation, half prefill",
+        FULL_DISAGGREGATION,
         named("full_disaggregation", full_disaggregation={"is_sticky": True}),
         EngineSettings(),
         _half,

@@ -35,6 +35,8 @@ TIERS: Final[Mapping[str, Tier]] = {
 
 STEP = 1.12
 """Rates are powers of this: goodput is known to 12 %."""
+WIDE, NARROW = 4, 1
+"""Steps at a time for a search that knows nothing, and for one that begins where another seed's ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,18 +115,21 @@ class Search:
     kind: Kind
     points: dict[int, Point] = field(default_factory=dict)
 
-    def goodput(self, tier: Tier, start: int) -> int | None:
-        """The highest step that passes, looking from `start`; None where not even the lowest does."""
+    def goodput(self, tier: Tier, start: int, stride: int = WIDE) -> int | None:
+        """The highest step that passes, looking from `start`, that many steps at a time and then each.
+
+        None where not even the lowest does.
+        """
         step = start
         if self._passes(step, tier):
-            while self._passes(step + 4, tier):
-                step += 4
-            return max(s for s in range(step, step + 4) if self._passes_up_to(step, s, tier))
-        while step > LOWEST:
-            step -= 4
-            if self._passes(step, tier):
-                return max(s for s in range(step, step + 4) if self._passes_up_to(step, s, tier))
-        return None
+            while self._passes(step + stride, tier):
+                step += stride
+        else:
+            while not self._passes(step, tier):
+                if step <= LOWEST:
+                    return None
+                step -= stride
+        return max(s for s in range(step, step + stride) if self._passes_up_to(step, s, tier))
 
     def _passes_up_to(self, first: int, last: int, tier: Tier) -> bool:
         return all(self._passes(step, tier) for step in range(first, last + 1))

@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from bench.policies.__main__ import _cell
-from bench.policies.candidates import BASELINES, CANDIDATES, FLEETS, OURS
-from bench.policies.goodput import LOWEST, TIERS, Point, Search, rate_of, step_of
+from bench.policies.__main__ import _cell, _has_a_chance
+from bench.policies.candidates import BASELINES, CANDIDATES, FLEETS, FULL_DISAGGREGATION, OURS
+from bench.policies.goodput import LOWEST, NARROW, TIERS, Point, Search, rate_of, step_of
 from bench.policies.workloads import MAX_CONTEXT_TOKENS, conversations
 from conserve_server.core.errors import ConserveError
 
@@ -82,3 +82,22 @@ def test_sessions_are_cut_at_the_context_that_the_comparison_is_about() -> None:
             kept = context if turn.rewrites_from_tokens is None else min(context, turn.rewrites_from_tokens)
             context = kept + turn.appended_tokens + turn.output_tokens
             assert context <= MAX_CONTEXT_TOKENS
+
+
+@pytest.mark.parametrize("last", [-20, 0, 3, 9])
+def test_a_search_that_begins_near_the_end_finds_the_same(last: int) -> None:
+    assert searched(last).goodput(TIERS["L"], last + 2, NARROW) == last
+    assert searched(last).goodput(TIERS["L"], last - 2, NARROW) == last
+
+
+def test_baselines_far_behind_in_every_tier_are_run_with_one_seed_only() -> None:
+    near, far, full = BASELINES[1], BASELINES[0], next(c for c in BASELINES if c.name == FULL_DISAGGREGATION)
+    goodputs = {near: (3.0, 0.5), far: (2.0, 0.9), full: (0.5, 0.1), BASELINES[2]: (2.0, 1.2)}
+    found: dict[str, dict[str, object]] = {
+        f"{candidate.name} #1": {
+            tier: {"goodput_per_s": loose if tier == "L" else tight, "run": None} for tier in TIERS
+        }
+        for candidate, (loose, tight) in goodputs.items()
+    }
+    chances = {c.name for c in (*goodputs, OURS) if _has_a_chance(c, found, 1)}
+    assert chances == {near.name, full.name, BASELINES[2].name, OURS.name}
