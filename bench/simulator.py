@@ -35,8 +35,8 @@ from conserve_server.simulation.workload import Arrival, ConversationShape, Turn
 
 SEED = 1
 TURNS = 20
-RATE_PER_ENGINE = 0.11
-"""Conversations a second for each engine of the fleet."""
+RATE_PER_ENGINE = 0.06
+"""Conversations a second for each engine of the fleet: two thirds of what its KV has room for."""
 
 
 class Arrivals(Sequence[Arrival]):

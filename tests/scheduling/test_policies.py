@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import cast
 
@@ -110,6 +109,9 @@ engines = st.builds(
     queued_tokens=st.integers(0, 50_000),
     running_turns=st.integers(0, 20),
     unaccounted_turns=st.integers(0, 3),
+    prefill_tokens_per_s=st.just(8000.0),
+    decode_step_s=st.just(0.03),
+    prefers=st.none(),
     ttft_s=st.one_of(st.none(), st.floats(0, 10)),
     itl_s=st.one_of(st.none(), st.floats(0, 0.1)),
 )
@@ -132,8 +134,7 @@ def situations(draw: st.DrawFn) -> tuple[TurnView, ClusterView]:
 
 
 def _named(engine: EngineView, name: str) -> EngineView:
-    given = {field.name: getattr(engine, field.name) for field in fields(engine)}
-    return EngineView(**(given | {"name": name}))
+    return EngineView(**(engine._asdict() | {"name": name}))
 
 
 def sections() -> Iterator[tuple[str, set[str]]]:

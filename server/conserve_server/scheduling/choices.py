@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 from conserve_sdk.protocol import Path
@@ -49,13 +49,12 @@ def need_of(cluster: ClusterView, tokens: float, *, but: Collection[str] = ()) -
 
 def freest(cluster: ClusterView, tokens: float) -> EngineView | None:
     """The decoder with most free KV, if so many tokens fit there."""
-    return _fits(cluster, next(cluster.ordered(FREEST), None), tokens)
+    return _fitting(cluster, (FREEST,), tokens)
 
 
 def freest_by_tier(cluster: ClusterView, tokens: float) -> EngineView | None:
     """The same among the decoders of a tier for decoding; where none fits, of one for both; else of any."""
-    found = (_fits(cluster, next(cluster.ordered(order), None), tokens) for order in _FREEST_BY_TIER)
-    return next((decoder for decoder in found if decoder is not None), None)
+    return _fitting(cluster, _FREEST_BY_TIER, tokens)
 
 
 def least_busy(cluster: ClusterView, tokens: float) -> EngineView | None:
@@ -80,9 +79,11 @@ def first_of(engines: Iterable[EngineView], *, but: Collection[str] = ()) -> Eng
     return next((e for e in engines if e.name not in but), None)
 
 
-def _fits(cluster: ClusterView, decoder: EngineView | None, tokens: float) -> EngineView | None:
-    has_room = decoder is not None and decoder.free_tokens >= need_of(cluster, tokens)
-    return decoder if has_room else None
+def _fitting(cluster: ClusterView, orders: Sequence[Order], tokens: float) -> EngineView | None:
+    """The first of the orders' first engines that has room for so many tokens."""
+    need = need_of(cluster, tokens)
+    firsts = (next(cluster.ordered(order), None) for order in orders)
+    return next((d for d in firsts if d is not None and d.free_tokens >= need), None)
 
 
 def placed(

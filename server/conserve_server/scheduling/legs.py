@@ -5,7 +5,6 @@ What a policy may observe comes from here; which leg follows which is the schedu
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Final
 
 from conserve_server.core.policy_config import EstimatesConfig
@@ -161,8 +160,7 @@ class Legs:
         spares_prefillers = any(p.name not in failed for p in view.prefillers)
         is_local = state.transfer_failures >= MAX_TRANSFERS
         engines = tuple(
-            replace(
-                e,
+            e._replace(
                 takes_conversations=e.takes_conversations and not (spares_decoders and e.name in failed),
                 takes_prefills=e.takes_prefills
                 and not is_local

@@ -23,6 +23,8 @@ class ViewCache:
         self._places: dict[str, int] = {}
         self._views: list[EngineView] = []
         self._changed: set[str] = set()
+        self._unsorted: set[int] = set()
+        """Places of views that were made anew since the orders were last brought up to date."""
         self._expiries: list[tuple[float, str]] = []
         self._expiring: set[str] = set()
         """Engines with an entry in `_expiries`: one each, at the latest when the view changes next."""
@@ -34,6 +36,7 @@ class ViewCache:
         self._places = {name: place for place, name in enumerate(names)}
         self._views = [_UNREAD] * len(self._places)
         self._changed = set(self._places)
+        self._unsorted.clear()
         self._all = None
         self._indexes.clear()
 
@@ -47,20 +50,29 @@ class ViewCache:
 
     def at(self, now_s: float) -> tuple[EngineView, ...]:
         """All views."""
-        self._renew(now_s)
+        self._renew_all(now_s)
         if self._all is None:
             self._all = tuple(self._views)
         return self._all
 
     def find(self, name: str, now_s: float) -> EngineView | None:
         """One engine's view; None where no such engine is up."""
-        self._renew(now_s)
         place = self._places.get(name)
-        return None if place is None else self._views[place]
+        if place is None:
+            return None
+        self._expire(now_s)
+        if name in self._changed:
+            self._changed.discard(name)
+            self._renew(name, place, now_s)
+        return self._views[place]
 
     def ordered(self, order: Order, now_s: float) -> Iterator[EngineView]:
         """The views of an order, which is kept from its first use on."""
-        self._renew(now_s)
+        self._renew_all(now_s)
+        for place in self._unsorted:
+            for kept in self._indexes.values():
+                kept.put(place, self._views[place])
+        self._unsorted.clear()
         index = self._indexes.get(order)
         if index is None:
             index = self._indexes[order] = OrderIndex(order)
@@ -68,23 +80,25 @@ class ViewCache:
                 index.put(place, view)
         return (self._views[place] for place in index.places())
 
-    def _renew(self, now_s: float) -> None:
+    def _renew_all(self, now_s: float) -> None:
+        self._expire(now_s)
+        for name in self._changed:
+            place = self._places.get(name)
+            if place is not None:  # else it went down
+                self._renew(name, place, now_s)
+        self._changed.clear()
+
+    def _expire(self, now_s: float) -> None:
         while self._expiries and self._expiries[0][0] <= now_s:
             _, name = heappop(self._expiries)
             self._expiring.discard(name)
             self._changed.add(name)
-        if not self._changed:
-            return
-        for name in self._changed:
-            place = self._places.get(name)
-            if place is None:
-                continue  # it went down
-            view, changes_s = self._make(name, now_s)
-            self._views[place] = view
-            if changes_s < inf and name not in self._expiring:
-                self._expiring.add(name)
-                heappush(self._expiries, (changes_s, name))
-            for index in self._indexes.values():
-                index.put(place, view)
-        self._changed.clear()
+
+    def _renew(self, name: str, place: int, now_s: float) -> None:
+        view, changes_s = self._make(name, now_s)
+        self._views[place] = view
+        self._unsorted.add(place)
         self._all = None
+        if changes_s < inf and name not in self._expiring:
+            self._expiring.add(name)
+            heappush(self._expiries, (changes_s, name))

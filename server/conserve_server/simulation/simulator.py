@@ -65,6 +65,7 @@ class Simulator:
         self._arrivals: Iterator[Arrival] = iter(())
         self._live = 0
         self._has_more = True
+        self._said_empty: set[str] = set()
 
     def run(self, workload: Workload) -> Outcome:
         """Run the workload to its end."""
@@ -379,8 +380,15 @@ class Simulator:
         self._perform(self._scheduler.on_engine_up(engine.name, engine.capacity_tokens))
 
     def _report(self) -> None:
-        """Engines say what they hold and run, as the gateway's probe reads it."""
+        """Engines say what they hold and run, as the gateway's probe reads it.
+
+        One that is empty and said so before has nothing to say.
+        """
         for name, engine in self._engines.items():
-            usage = engine.kv.used / engine.kv.total
-            self._perform(self._scheduler.on_kv_observed(name, usage, engine.running, engine.waiting))
+            used, running, waiting = engine.kv.used, engine.running, engine.waiting
+            is_empty = not (used or running or waiting)
+            if is_empty and name in self._said_empty:
+                continue
+            (self._said_empty.add if is_empty else self._said_empty.discard)(name)
+            self._perform(self._scheduler.on_kv_observed(name, used / engine.kv.total, running, waiting))
         self._at(self._now_s + (self._options.reports_every_s or 0.0), self._report)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """What an engine computes in one forward pass.
 
     `prefill_tokens` new tokens of `prefill_requests` requests, over `prefill_context_tokens`
