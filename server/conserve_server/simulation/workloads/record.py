@@ -1,4 +1,4 @@
-"""From a gateway's spans to a workload: what was served, as tokens and times, without names or content."""
+"""From what a gateway served to a workload: tokens and times, without names or content."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from .recorded import RecordedRequest, turns_of
 
 
 @dataclass(frozen=True, slots=True)
-class _Turn:
+class ServedTurn:
+    """One turn that an engine counted. Times are seconds on one clock for all turns."""
+
     start_s: float
     end_s: float
     input_tokens: int
@@ -25,15 +27,21 @@ class _Turn:
 
 
 def recorded_arrivals(spans: Iterable[Span], *, since_unix_s: float = 0.0) -> list[Arrival]:
-    """The conversations that began at `since_unix_s` or later, in the order of time, the first at 0 s.
+    """The conversations of a gateway's spans that began at `since_unix_s` or later.
 
-    Turns whose prompt no engine counted are left out: nothing is known of their size. Conversations
-    are numbered: an id or an agent's name may say more than is wanted in a trace. Those of one agent
-    share a prefix if first turns of it hit the cache; its length is the median of those hits.
+    Turns whose prompt no engine counted are left out: nothing is known of their size.
     """
     turns = _turns_by_conversation(spans)
-    begun = [each for each in turns if each[0].start_s >= since_unix_s]
-    begun.sort(key=lambda each: each[0].start_s)
+    return arrivals_of([each for each in turns if each[0].start_s >= since_unix_s])
+
+
+def arrivals_of(conversations: Iterable[Sequence[ServedTurn]]) -> list[Arrival]:
+    """Conversations, each the turns of one in their order, by the time of the first, which is at 0 s.
+
+    They are numbered: an id or an agent's name may say more than is wanted in a trace. Those of
+    one agent share a prefix if first turns of it hit the cache; its length is the median of those hits.
+    """
+    begun = sorted(conversations, key=lambda each: each[0].start_s)
     prefixes = _prefixes(begun)
     start_s = begun[0][0].start_s if begun else 0.0
     return [
@@ -42,8 +50,8 @@ def recorded_arrivals(spans: Iterable[Span], *, since_unix_s: float = 0.0) -> li
     ]
 
 
-def _turns_by_conversation(spans: Iterable[Span]) -> list[list[_Turn]]:
-    found: defaultdict[str, list[_Turn]] = defaultdict(list)
+def _turns_by_conversation(spans: Iterable[Span]) -> list[list[ServedTurn]]:
+    found: defaultdict[str, list[ServedTurn]] = defaultdict(list)
     for span in spans:
         turn = _turn(span) if span.name == names.SPAN_TURN else None
         if turn is not None and span.conversation_id is not None:
@@ -51,11 +59,11 @@ def _turns_by_conversation(spans: Iterable[Span]) -> list[list[_Turn]]:
     return [sorted(turns, key=lambda each: each.start_s) for turns in found.values()]
 
 
-def _turn(span: Span) -> _Turn | None:
+def _turn(span: Span) -> ServedTurn | None:
     tokens = span.count(names.INPUT_TOKENS)
     if not tokens:
         return None
-    return _Turn(
+    return ServedTurn(
         span.start_ns / 1e9,
         span.end_ns / 1e9,
         tokens,
@@ -65,7 +73,7 @@ def _turn(span: Span) -> _Turn | None:
     )
 
 
-def _prefixes(conversations: Sequence[Sequence[_Turn]]) -> dict[str | None, tuple[str, int]]:
+def _prefixes(conversations: Sequence[Sequence[ServedTurn]]) -> dict[str | None, tuple[str, int]]:
     """Each agent's shared prefix: a name that says nothing, and its tokens."""
     hits: defaultdict[str | None, list[int]] = defaultdict(list)
     for turns in conversations:
@@ -78,15 +86,15 @@ def _prefixes(conversations: Sequence[Sequence[_Turn]]) -> dict[str | None, tupl
 
 
 def _shape(
-    name: str, turns: Sequence[_Turn], prefixes: dict[str | None, tuple[str, int]]
+    name: str, turns: Sequence[ServedTurn], prefixes: dict[str | None, tuple[str, int]]
 ) -> ConversationShape:
     shapes = turns_of(_requests(turns))
     prefix, tokens = prefixes.get(turns[0].agent, (None, 0))
     return ConversationShape(name, shapes, prefix, min(tokens, shapes[0].appended_tokens))
 
 
-def _requests(turns: Sequence[_Turn]) -> Iterator[RecordedRequest]:
-    before: _Turn | None = None
+def _requests(turns: Sequence[ServedTurn]) -> Iterator[RecordedRequest]:
+    before: ServedTurn | None = None
     for turn in turns:
         gap_s, kept = 0.0, None
         if before is not None:
