@@ -8,6 +8,10 @@ tagged and traced by the SDK (`traced`); the last two export their spans to a fi
 They take turns, a few calls each, in an order that changes with each round, so that all see the
 same machine; each round gives the median of its calls, and differences are taken round by round.
 No gateway and no network take part: the figures are the work on the caller's thread.
+
+The times are printed and written before the memory is looked at, and the memory after each step
+of 5,000 calls, so that a run that is cut keeps what it has. The two sides whose memory is looked
+at make their calls at once: no time is taken there.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -38,6 +43,10 @@ _PACKAGES = (
     "opentelemetry-sdk",
     "opentelemetry-instrumentation-genai-openai",
 )
+MEMORY_SIDES = ("off", "traced")
+MEMORY_STEP = 5_000
+"""Calls between two looks at the memory. Those of the first step come before the first look: by
+then every bounded queue has been full once, of spans to be exported and of events to be sent."""
 TARGETS = {"tagging_us": 50.0, "spans_of_official": 1.2}
 
 
@@ -54,10 +63,17 @@ def main() -> None:
     }
     with workers() as found:
         result |= measure(found, options.calls, options.rounds)
-        result["memory"] = {side: memory(found[side], options.memory_calls) for side in ("off", "traced")}
-    print(json.dumps(result, indent=2))
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=2) + "\n")
+        print(json.dumps(result, indent=2), flush=True)
+        write(options.output, result)
+        for grown in memory(found, options.memory_calls):
+            result["memory"] = grown
+            write(options.output, result)
+    print(json.dumps({"memory": result.get("memory")}, indent=2))
+
+
+def write(output: pathlib.Path, result: dict[str, Any]) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -106,12 +122,22 @@ def workers() -> Iterator[dict[str, Worker]]:
 
 def ask(worker: Worker, command: str, count: int) -> list[float]:
     """What the worker answers; the others are idle meanwhile."""
-    if worker.stdin is None or worker.stdout is None:
+    tell(worker, command, count)
+    return answer(worker)
+
+
+def tell(worker: Worker, command: str, count: int) -> None:
+    if worker.stdin is None:
         raise RuntimeError("a worker is spoken to through pipes")
     worker.stdin.write(f"{command} {count}\n")
     worker.stdin.flush()
-    answer: list[float] = json.loads(worker.stdout.readline())
-    return answer
+
+
+def answer(worker: Worker) -> list[float]:
+    if worker.stdout is None:
+        raise RuntimeError("a worker is spoken to through pipes")
+    figures: list[float] = json.loads(worker.stdout.readline())
+    return figures
 
 
 def measure(found: dict[str, Worker], calls: int, rounds: int) -> dict[str, Any]:
@@ -148,9 +174,32 @@ def measure_round(found: dict[str, Worker], calls: int, order: random.Random) ->
     return {**figures, "tool": statistics.median(ask(found["tagged"], "tools", calls))}
 
 
-def memory(worker: Worker, calls: int) -> dict[str, float]:
+def memory(found: dict[str, Worker], calls: int) -> Iterator[dict[str, dict[str, float]]]:
+    """What each side's memory has grown by so far, step by step, until it has made this many calls."""
+    print(f"memory: warming up for {calls} calls", file=sys.stderr)
+    started_s = time.monotonic()
+    before = peaks(found, MEMORY_STEP)
+    made = 0
+    while made < calls:
+        step = min(MEMORY_STEP, calls - made)
+        made += step
+        grown = {side: growth(made, before[side], after) for side, after in peaks(found, step).items()}
+        yield grown
+        elapsed_s = time.monotonic() - started_s
+        left_s = elapsed_s / (MEMORY_STEP + made) * (calls - made)
+        grown_mib = ", ".join(f"{side} +{figures['grown_mib']} MiB" for side, figures in grown.items())
+        print(f"memory: {made} of {calls} calls, {grown_mib}, {left_s:.0f} s left", file=sys.stderr)
+
+
+def peaks(found: dict[str, Worker], calls: int) -> dict[str, float]:
+    """Bytes that each side has had resident at most, once it has made this many more calls."""
+    for side in MEMORY_SIDES:
+        tell(found[side], "memory", calls)
+    return {side: answer(found[side])[0] for side in MEMORY_SIDES}
+
+
+def growth(calls: int, before: float, after: float) -> dict[str, float]:
     """Resident memory at most, in MiB, before and after this many calls."""
-    before, after = ask(worker, "memory", calls)
     return {
         "calls": calls,
         "before_mib": round(before / 2**20, 1),
