@@ -16,6 +16,7 @@ from conserve_sdk._current import Entry, current_conversation, innermost, innerm
 from conserve_sdk._delivery import Delivery, process_delivery
 from conserve_sdk._errors import ReportUnavailable
 from conserve_sdk._follow import afollow, follow
+from conserve_sdk._identity import Identity
 from conserve_sdk._link import Link, is_on_event_loop, wait, wait_async
 from conserve_sdk._settings import DISABLED_VARIABLE, is_disabled
 from conserve_sdk._tool_call import ToolCall
@@ -68,6 +69,9 @@ class Conversation:
         self._keep_open = keep_open
         self._is_inert = is_disabled()
         self._link = Link(conversation_id, delivery or process_delivery())
+        self._identity = Identity(
+            conversation_id, parent_id, self.root_id, agent, self.metadata, note_gateway=self._link.connect
+        )
         # Reentrant: a generator collected while the lock is held may close its own block.
         self._lock = threading.RLock()
         self._entries: list[Entry] = []
@@ -139,7 +143,7 @@ class Conversation:
     # -- the block ---------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        entry = Entry(self, innermost_entry(), self._link.connect)
+        entry = Entry(self, innermost_entry(), self._identity)
         with self._lock:
             self._entries.append(entry)
         innermost.set(entry)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
-    from conserve_sdk._control import Gateway
     from conserve_sdk._conversation import Conversation
+    from conserve_sdk._identity import Identity
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -20,12 +20,12 @@ R = TypeVar("R")
 class Entry:
     """One entering of a conversation, linked to the one around it.
 
-    `note_gateway` is told where the requests made inside went.
+    `identity` is what requests and spans inside carry, and whom to tell where requests went.
     """
 
     conversation: Conversation
     outer: Entry | None
-    note_gateway: Callable[[Gateway], Callable[[], None]]
+    identity: Identity
     is_open: bool = True
 
 

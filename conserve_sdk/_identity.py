@@ -6,13 +6,14 @@ conversation. No framework is ever imported for it.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from conserve_sdk import protocol
+from conserve_sdk import _names, protocol
 from conserve_sdk._control import Gateway
 from conserve_sdk._current import innermost_entry, is_inside
 from conserve_sdk._spans import Attribute
@@ -25,7 +26,7 @@ _SENT: Final = "__pregel_push"
 """How LangGraph's paths of tasks begin that were sent (`Send`), several of one node at once."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Identity:
     """What identifies a conversation on the wire and on spans.
 
@@ -34,7 +35,7 @@ class Identity:
     running graph's thread, where that is named otherwise than every conversation around.
     `root_id` is the outermost conversation, as far as it is known. `branch` names the part of
     a LangGraph thread whose prompts grow beside the others': a subgraph's run, or a task that
-    was sent.
+    was sent. Headers and attributes are made once: an open block has the same for every call.
     """
 
     conversation_id: str
@@ -46,13 +47,26 @@ class Identity:
     other_thread_id: str | None = None
     note_gateway: Callable[[Gateway], Callable[[], None]] | None = None
 
-    def headers(self) -> dict[str, str]:
+    @functools.cached_property
+    def headers(self) -> Mapping[str, str]:
         """The request headers; an agent name that no header can carry is left out."""
         named = {
             protocol.CONVERSATION_ID: self.conversation_id,
             protocol.PARENT_ID: self.parent_id,
             protocol.BRANCH: self.branch,
             protocol.AGENT: protocol.clean_id(self.agent) if self.agent is not None else None,
+        }
+        return {name: value for name, value in named.items() if value is not None}
+
+    @functools.cached_property
+    def attributes(self) -> Mapping[str, Attribute]:
+        """What spans carry."""
+        named = {
+            _names.CONVERSATION_ID: self.conversation_id,
+            _names.SESSION_ID: self.conversation_id,
+            _names.PARENT_CONVERSATION_ID: self.parent_id,
+            _names.AGENT: self.agent,
+            **{_names.METADATA + key: value for key, value in self.metadata.items()},
         }
         return {name: value for name, value in named.items() if value is not None}
 
@@ -67,19 +81,13 @@ def resolve_identity() -> Identity | None:
             return Identity(thread_id, branch=_branch(config))
         framework_id = _agents_group_id() or _pydantic_ai_id()
         return Identity(framework_id) if framework_id is not None else None
-    conversation = entry.conversation
-    is_other = thread_id is not None and not is_inside(entry, thread_id)
-    return Identity(
-        conversation.id,
-        conversation.parent_id,
-        conversation.root_id,
-        conversation.agent,
-        conversation.metadata,
-        # A conversation of its own inside a node is a child already.
-        branch=_branch(config) if thread_id == conversation.id else None,
-        other_thread_id=thread_id if is_other else None,
-        note_gateway=entry.note_gateway,
-    )
+    own = entry.identity
+    if thread_id is None:
+        return own
+    if thread_id == own.conversation_id:
+        return replace(own, branch=_branch(config))
+    # A conversation of its own inside a node is a child already, and has no branch.
+    return own if is_inside(entry, thread_id) else replace(own, other_thread_id=thread_id)
 
 
 def _langgraph_config() -> dict[str, Any]:

@@ -24,7 +24,6 @@ from opentelemetry.util.types import Attributes
 
 from conserve_sdk import _names
 from conserve_sdk._identity import Identity, resolve_identity
-from conserve_sdk._spans import Attribute
 from conserve_sdk.protocol import SAMPLER, SAMPLER_ARGUMENT_VARIABLE, SAMPLER_VARIABLE, is_kept, kept_share
 
 _log = logging.getLogger("conserve_sdk")
@@ -43,9 +42,9 @@ class ConversationStamp(SpanProcessor):
         if identity is None:
             inherited = _announced_id(parent_context) or _parents_id(parent_context)
             if inherited is not None:
-                span.set_attributes(_attributes(Identity(inherited)))
+                span.set_attributes(Identity(inherited).attributes)
             return
-        span.set_attributes(_attributes(identity))  # at once: each setting takes the span's lock
+        span.set_attributes(identity.attributes)  # at once: each setting takes the span's lock
 
 
 class ConversationSampler(Sampler):
@@ -103,20 +102,6 @@ def sampler_from_environment() -> Sampler | None:
 def conversation_sampler(share: str) -> Sampler:
     """For OpenTelemetry's own configuration, which finds it as `conserve_conversation`."""
     return ConversationSampler(kept_share(share))
-
-
-def _attributes(identity: Identity) -> dict[str, Attribute]:
-    conversation_id = identity.conversation_id
-    found: dict[str, Attribute] = {
-        _names.CONVERSATION_ID: conversation_id,
-        _names.SESSION_ID: conversation_id,
-        **{_names.METADATA + key: value for key, value in identity.metadata.items()},
-    }
-    if identity.parent_id is not None:
-        found[_names.PARENT_CONVERSATION_ID] = identity.parent_id
-    if identity.agent is not None:
-        found[_names.AGENT] = identity.agent
-    return found
 
 
 def _announced_id(context: Context | None) -> str | None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 import logging
 import sys
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote, urlsplit
 
 from conserve_sdk._control import Gateway
 from conserve_sdk._hosts import AllowList, Origin
@@ -14,6 +17,7 @@ from conserve_sdk.protocol import CONVERSATION_ID
 
 if TYPE_CHECKING:
     import httpx2
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 _log = logging.getLogger("conserve_sdk")
 
@@ -22,54 +26,72 @@ _ADDED: Final = "conserve_sdk.added"
 _ANSWERED: Final = "conserve_sdk.answered"
 """Key of a request's extensions: what to call once the gateway has answered."""
 
+_CONVERSATION_ID: Final = CONVERSATION_ID.encode()
+
 _TURNS: Final = ("/chat/completions", "/completions", "/responses", "/messages")
 """How the paths of model calls end that are turns, Azure's included; embeddings and the rest are none."""
 
 
-@functools.lru_cache(maxsize=256)
-def _origin(url: str) -> Origin:
-    """Most requests of a process go to one address."""
-    return Origin.of_url(url)
+@dataclass(frozen=True, slots=True)
+class _Destination:
+    """What the address of a request tells: whether it may be tagged, and the gateway's root there."""
 
+    is_allowed: bool
+    is_turn: bool
+    root: str
 
-@functools.lru_cache(maxsize=256)
-def _root(url: str) -> str:
-    return Gateway.seen_at(url, None).root
+    @classmethod
+    def of(cls, allowed: AllowList, url: str) -> _Destination:
+        is_turn = unquote(urlsplit(url).path).endswith(_TURNS)
+        return cls(allowed.allows(Origin.of_url(url)), is_turn, Gateway.seen_at(url, None).root)
 
 
 class RequestTagger:
     """Puts a conversation's headers and the trace context on model calls to allowed servers.
 
-    It never raises: a request goes out untagged rather than not at all.
+    It never raises: a request goes out untagged rather than not at all. Most requests of a
+    process go to one address, so what an address tells is kept.
     """
 
     def __init__(self, allowed: AllowList) -> None:
-        self.allowed = allowed
+        self._allow_only(allowed)
         self._has_warned = False
+
+    def allow(self, more: AllowList) -> None:
+        """Tag requests to these servers too."""
+        self._allow_only(AllowList(self._allowed.entries | more.entries))
+
+    def _allow_only(self, allowed: AllowList) -> None:
+        self._allowed = allowed
+        self._destination = functools.lru_cache(maxsize=256)(functools.partial(_Destination.of, allowed))
 
     def tag(self, request: httpx2.Request) -> None:
         """Add what is missing; on a redirect to a server that is not allowed, take it off again."""
         try:
-            if not self.allowed.allows(_origin(str(request.url))):
+            destination = self._destination(str(request.url))
+            if not destination.is_allowed:
                 self._remove(request)
-            elif request.url.path.endswith(_TURNS):
-                self._add(request)
+            elif destination.is_turn:
+                self._add(request, destination.root)
         except Exception:  # noqa: BLE001 - nothing may reach the user's call
             _log.debug("a request went out without its conversation", exc_info=True)
 
-    def _add(self, request: httpx2.Request) -> None:
+    def _add(self, request: httpx2.Request, root: str) -> None:
+        # One pass over the headers: each look-up in them would be one, and `update` is several.
+        present = {name.lower(): value for name, value in request.headers.raw}
         identity = resolve_identity()
-        wanted = {} if identity is None else identity.headers()
-        added = [name for name in wanted if name not in request.headers]
-        for name in added:  # one by one: `update` takes twice as long
+        wanted = _trace_context(present)
+        if identity is not None:
+            wanted.update(identity.headers)
+        added = [name for name in wanted if name.encode() not in present]
+        for name in added:
             request.headers[name] = wanted[name]
-        added += _inject_trace_context(request)
         request.extensions[_ADDED] = (*request.extensions.get(_ADDED, ()), *added)
         if identity is not None:
-            self._note(request, identity)
+            self._warn_of_other_thread(identity)
+            _note(request, identity, root, present)
 
-    def _note(self, request: httpx2.Request, identity: Identity) -> None:
-        """Tell the conversation where it was seen, unless the user's own header names another."""
+    def _warn_of_other_thread(self, identity: Identity) -> None:
         if identity.other_thread_id is not None and not self._has_warned:
             self._has_warned = True
             _log.warning(
@@ -78,11 +100,6 @@ class RequestTagger:
                 identity.other_thread_id,
                 identity.conversation_id,
             )
-        is_ours = request.headers[CONVERSATION_ID] == identity.conversation_id
-        if is_ours and identity.note_gateway is not None:
-            authorization = request.headers.get("authorization")
-            gateway = Gateway(_root(str(request.url)), authorization)
-            request.extensions[_ANSWERED] = identity.note_gateway(gateway)
 
     def _remove(self, request: httpx2.Request) -> None:
         for name in request.extensions.get(_ADDED, ()):
@@ -121,18 +138,29 @@ class AsyncHook:
         self.tagger.tag(request)
 
 
-def _inject_trace_context(request: httpx2.Request) -> list[str]:
-    """Make the server's spans children of the current one; the names of the headers set.
+def _note(request: httpx2.Request, identity: Identity, root: str, present: Mapping[bytes, bytes]) -> None:
+    """Tell the conversation where it was seen, unless the user's own header names another."""
+    own_id = identity.conversation_id.encode()
+    if identity.note_gateway is not None and present.get(_CONVERSATION_ID, own_id) == own_id:
+        authorization = present.get(b"authorization")
+        gateway = Gateway(root, authorization.decode("latin-1") if authorization is not None else None)
+        request.extensions[_ANSWERED] = identity.note_gateway(gateway)
+
+
+def _trace_context(present: Container[bytes]) -> dict[str, str]:
+    """The headers that make the server's spans children of the current one; none where one is present.
 
     W3C's format whatever `OTEL_PROPAGATORS` says: it is what the gateway reads, and baggage
     is not for it. A process that has not loaded OpenTelemetry has no current span.
     """
-    if "opentelemetry.trace" not in sys.modules or "traceparent" in request.headers:
-        return []
+    carrier: dict[str, str] = {}
+    if "opentelemetry.trace" in sys.modules and b"traceparent" not in present:
+        _propagator().inject(carrier)
+    return carrier
+
+
+@functools.cache
+def _propagator() -> TraceContextTextMapPropagator:
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-    carrier: dict[str, str] = {}
-    TraceContextTextMapPropagator().inject(carrier)
-    for name, value in carrier.items():
-        request.headers[name] = value
-    return list(carrier)
+    return TraceContextTextMapPropagator()

@@ -122,7 +122,7 @@ def _hook(hookable: _Hookable) -> None:
     hooks = hookable.http.event_hooks["request"]
     for hook in hooks:
         if isinstance(hook, (SyncHook, AsyncHook)):
-            hook.tagger.allowed = AllowList(hook.tagger.allowed.entries | allowed.entries)
+            hook.tagger.allow(allowed)
             return
     tagger = RequestTagger(allowed)
     hooks.append(SyncHook(tagger) if hookable.is_sync else AsyncHook(tagger))
