@@ -31,11 +31,12 @@ class Identity:
     """What identifies a conversation on the wire and on spans.
 
     `note_gateway` takes where a request goes and gives back what to call once it was
-    answered; None where no conversation object is there to be told. `other_thread_id` is the
-    running graph's thread, where that is named otherwise than every conversation around.
-    `root_id` is the outermost conversation, as far as it is known. `branch` names the part of
-    a LangGraph thread whose prompts grow beside the others': a subgraph's run, or a task that
-    was sent. Headers and attributes are made once: an open block has the same for every call.
+    answered, if anyone waits for that; None where no conversation object is there to be told.
+    `other_thread_id` is the running graph's thread, where that is named otherwise than every
+    conversation around. `root_id` is the outermost conversation, as far as it is known.
+    `branch` names the part of a LangGraph thread whose prompts grow beside the others': a
+    subgraph's run, or a task that was sent. Headers and attributes are made once: an open
+    block has the same for all its calls.
     """
 
     conversation_id: str
@@ -45,7 +46,7 @@ class Identity:
     metadata: Mapping[str, Attribute] = field(default_factory=dict)
     branch: str | None = None
     other_thread_id: str | None = None
-    note_gateway: Callable[[Gateway], Callable[[], None]] | None = None
+    note_gateway: Callable[[Gateway], Callable[[], None] | None] | None = None
 
     @functools.cached_property
     def headers(self) -> Mapping[str, str]:

@@ -40,8 +40,8 @@ class Link:
         """Whether a gateway has seen the conversation."""
         return bool(self._gateways)
 
-    def connect(self, gateway: Gateway) -> Callable[[], None]:
-        """A request goes to `gateway`; call what comes back once it has answered.
+    def connect(self, gateway: Gateway) -> Callable[[], None] | None:
+        """A request goes to `gateway`; call what comes back once it has answered, for the first time.
 
         Only then does the gateway know the conversation: events that overtake the request
         would be refused.
@@ -50,7 +50,8 @@ class Link:
             self._gateways.pop(gateway.root, None)
             self._gateways[gateway.root] = gateway
             self._unreleased.add(gateway.root)
-        return partial(self._answered, gateway)
+            has_answered = gateway.root in self._answering
+        return None if has_answered else partial(self._answered, gateway)
 
     def _answered(self, gateway: Gateway) -> None:
         """From now on events go there, those held so far first."""

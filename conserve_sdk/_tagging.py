@@ -24,7 +24,7 @@ _log = logging.getLogger("conserve_sdk")
 _ADDED: Final = "conserve_sdk.added"
 """Key of a request's extensions: the headers that we put there, so that a redirect can shed them."""
 _ANSWERED: Final = "conserve_sdk.answered"
-"""Key of a request's extensions: what to call once the gateway has answered."""
+"""Key of a request's extensions: what to call once the gateway has answered, if anyone waits for it."""
 
 _CONVERSATION_ID: Final = CONVERSATION_ID.encode()
 
@@ -88,11 +88,12 @@ class RequestTagger:
             request.headers[name] = wanted[name]
         request.extensions[_ADDED] = (*request.extensions.get(_ADDED, ()), *added)
         if identity is not None:
-            self._warn_of_other_thread(identity)
+            if identity.other_thread_id is not None:
+                self._warn_of_other_thread(identity)
             _note(request, identity, root, present)
 
     def _warn_of_other_thread(self, identity: Identity) -> None:
-        if identity.other_thread_id is not None and not self._has_warned:
+        if not self._has_warned:
             self._has_warned = True
             _log.warning(
                 "the LangGraph thread %s runs inside conversation %s: requests carry the latter; "

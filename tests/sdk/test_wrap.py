@@ -98,6 +98,17 @@ def test_two_clients_on_one_transport_are_both_allowed(model: FakeModel) -> None
     assert model.ids() == ["c-1", "c-1"]
 
 
+def test_a_server_that_is_allowed_later_gets_identifiers_from_then_on(model: FakeModel) -> None:
+    http = model.http()
+    later = OpenAI(base_url="http://127.0.0.1:10/v1", api_key="k", http_client=http)
+    with conserve.conversation("c-1"):
+        conserve.wrap(OpenAI(base_url="http://127.0.0.1:9/v1", api_key="k", http_client=http))
+        ask(later)
+        conserve.wrap(later)
+        ask(later)
+    assert model.ids() == [None, "c-1"]
+
+
 def test_a_model_vendor_gets_no_identifier_and_the_user_is_told(model: FakeModel) -> None:
     with pytest.warns(UserWarning, match=r"api\.openai\.com is a model vendor's server"):
         client = conserve.wrap(model.client(PUBLIC))
