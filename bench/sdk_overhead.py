@@ -1,12 +1,13 @@
 """What the SDK costs an agent: seconds to import, microseconds a model call, bytes after very many.
 
-    python bench/sdk_overhead.py [--calls 20] [--rounds 150] [--memory-calls 100000]
+    python bench/sdk_overhead.py [--calls 5] [--rounds 600] [--memory-calls 100000]
 
 Four processes make the same OpenAI calls against an in-process mock: without the SDK (`off`),
 tagged by it (`tagged`), with OpenTelemetry's OpenAI instrumentation alone (`official`), and
 tagged and traced by the SDK (`traced`); the last two export their spans to a file, in batches.
 They take turns, a few calls each, in an order that changes with each round, so that all see the
-same machine; each round gives the median of its calls, and differences are taken round by round.
+same machine. Each turn gives the shortest of its calls, since a longer one was held up by other
+programs; differences are taken round by round, and the median is over the rounds.
 No gateway and no network take part: the figures are the work on the caller's thread.
 
 The times are printed and written before the memory is looked at, and the memory after each step
@@ -43,6 +44,13 @@ _PACKAGES = (
     "opentelemetry-sdk",
     "opentelemetry-instrumentation-genai-openai",
 )
+ADDED = (
+    ("tagging", "tagged", "off"),
+    ("official", "official", "off"),
+    ("spans", "traced", "tagged"),
+    ("tagging_and_spans", "traced", "off"),
+)
+"""What is told as the difference of which two sides."""
 MEMORY_SIDES = ("off", "traced")
 MEMORY_STEP = 5_000
 """Calls between two looks at the memory. Those of the first step come before the first look: by
@@ -78,8 +86,8 @@ def write(output: pathlib.Path, result: dict[str, Any]) -> None:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--calls", type=int, default=20, help="calls per round and side")
-    parser.add_argument("--rounds", type=int, default=150)
+    parser.add_argument("--calls", type=int, default=5, help="calls per round and side")
+    parser.add_argument("--rounds", type=int, default=600)
     parser.add_argument("--imports", type=int, default=7, help="fresh processes that import the SDK")
     parser.add_argument("--memory-calls", type=int, default=100_000)
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("build/sdk.json"))
@@ -141,37 +149,32 @@ def answer(worker: Worker) -> list[float]:
 
 
 def measure(found: dict[str, Worker], calls: int, rounds: int) -> dict[str, Any]:
-    """Each side's calls, and what each adds to a call without the SDK; the first round warms up."""
+    """What calls take and what is added to them; the first round warms up."""
     order = random.Random(SEED)
     measured = [measure_round(found, calls, order) for _ in range(rounds + 1)][1:]
-    by_side = {side: [figures[side] for figures in measured] for side in (*SIDES, "tool")}
-    added = {
-        side: [one - off for one, off in zip(by_side[side], by_side["off"], strict=True)] for side in SIDES
-    }
-    return {
-        "calls_per_round": calls,
-        "rounds": rounds,
-        "call_us": {side: summary(by_side[side]) for side in SIDES},
-        "added_us": {side: summary(added[side]) for side in SIDES if side != "off"},
-        "of_official": of_official({side: statistics.median(added[side]) for side in added}),
-        "tool_call_us": summary(by_side["tool"]),
-    }
-
-
-def of_official(added_us: dict[str, float]) -> dict[str, float]:
-    """What the SDK's spans add (tagging left out, and with it) as multiples of the official alone."""
-    return {
-        "spans": round((added_us["traced"] - added_us["tagged"]) / added_us["official"], 4),
-        "tagging_and_spans": round(added_us["traced"] / added_us["official"], 4),
-    }
+    return {"calls_per_round": calls, "rounds": rounds, **compare(measured)}
 
 
 def measure_round(found: dict[str, Worker], calls: int, order: random.Random) -> dict[str, float]:
-    """The median microseconds of a call of each side, and of a tool call of the tagged one."""
+    """The microseconds of the shortest call of each side, and of the tagged one's shortest tool call."""
     sides = list(SIDES)
     order.shuffle(sides)
-    figures = {side: statistics.median(ask(found[side], "calls", calls)) for side in sides}
-    return {**figures, "tool": statistics.median(ask(found["tagged"], "tools", calls))}
+    figures = {side: min(ask(found[side], "calls", calls)) for side in sides}
+    return {**figures, "tool": min(ask(found["tagged"], "tools", calls))}
+
+
+def compare(rounds: list[dict[str, float]]) -> dict[str, Any]:
+    """Each side's calls, what is added to them, and that as multiples of the official spans alone."""
+    added = {name: [figures[side] - figures[base] for figures in rounds] for name, side, base in ADDED}
+    median = {name: statistics.median(values) for name, values in added.items()}
+    return {
+        "call_us": {side: summary([figures[side] for figures in rounds]) for side in SIDES},
+        "added_us": {name: summary(values) for name, values in added.items()},
+        "of_official": {
+            name: round(median[name] / median["official"], 4) for name in ("spans", "tagging_and_spans")
+        },
+        "tool_call_us": summary([figures["tool"] for figures in rounds]),
+    }
 
 
 def memory(found: dict[str, Worker], calls: int) -> Iterator[dict[str, dict[str, float]]]:
