@@ -79,7 +79,8 @@ def _alone(fleet: str) -> Standalone:
 
 def measure(candidate: Candidate, fleet: str, name: str, rate: float, seed: int, kind: Kind) -> Point:
     """One run."""
-    work, where = workload(name, rate, seed, kind), candidate.fleet(fleet)
+    where = candidate.fleet(fleet)
+    work = workload(name, rate, seed, kind, engines=len(where.engines))
     outcome = Simulator(candidate.policy(), where, candidate.options).run(work)
     gaps = [engine.activity.gaps for engine in outcome.engines.values()]
     found = metrics(outcome.records, gaps, outcome.ends_s, alone=_alone(fleet).all_of(work))
@@ -118,12 +119,17 @@ class Search:
     def goodput(self, tier: Tier, start: int, stride: int = WIDE) -> int | None:
         """The highest step that passes, looking from `start`, that many steps at a time and then each.
 
-        None where not even the lowest does.
+        None where not even the lowest does. Raises RuntimeError where even the highest does.
         """
         step = start
         if self._passes(step, tier):
             while self._passes(step + stride, tier):
                 step += stride
+                if step >= HIGHEST:
+                    raise RuntimeError(
+                        f"{self.candidate.name} serves {self.workload} at {rate_of(step):.0f} conversations "
+                        "a second: so few conversations are no load; raise the workload's count"
+                    )
         else:
             while not self._passes(step, tier):
                 if step <= LOWEST:
@@ -141,7 +147,7 @@ class Search:
         return self.points[step].passes(tier)
 
 
-LOWEST = -36
+LOWEST, HIGHEST = -36, 44
 
 
 def rate_of(step: int) -> float:

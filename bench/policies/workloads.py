@@ -33,7 +33,10 @@ Kind = Literal["poisson", "bursty"]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where conversations come from, and how many a run takes: enough for a p95 that settles."""
+    """Where conversations come from, and how many a run on four engines takes, in proportion on more.
+
+    Enough for a p95 that settles, and for arrivals that go on for longer than a conversation does.
+    """
 
     conversations: Callable[[], Sequence[ConversationShape]]
     count: int
@@ -65,7 +68,7 @@ SOURCES: Final[Mapping[str, Source]] = {
     "A2": Source(_paper_with_appends, 300),
     "B": Source(lambda: _cut(coding_sessions(shares_prefix=False)), 150),
     "BS": Source(lambda: _cut(coding_sessions()), 150),
-    "C": Source(lambda: profile_conversations("tool-chat", count=600, seed=1), 600),
+    "C": Source(lambda: profile_conversations("tool-chat", count=2000, seed=1), 2000),
     "S": Source(lambda: _cut(profile_conversations("coding-agent", count=200, seed=1)), 150),
 }
 
@@ -76,7 +79,8 @@ def conversations(name: str) -> Sequence[ConversationShape]:
     return SOURCES[name].conversations()
 
 
-def workload(name: str, rate_per_s: float, seed: int, kind: Kind) -> Workload:
-    """So many of them at that rate."""
+def workload(name: str, rate_per_s: float, seed: int, kind: Kind, *, engines: int) -> Workload:
+    """So many of them at that rate as so many engines take."""
     arrive = poisson if kind == "poisson" else bursty
-    return arrive(conversations(name), rate_per_s=rate_per_s, count=SOURCES[name].count, seed=seed, name=name)
+    count = SOURCES[name].count * engines // 4
+    return arrive(conversations(name), rate_per_s=rate_per_s, count=count, seed=seed, name=name)

@@ -8,7 +8,7 @@ import pytest
 
 from bench.policies.__main__ import _cell, _has_a_chance
 from bench.policies.candidates import BASELINES, CANDIDATES, FLEETS, FULL_DISAGGREGATION, OURS
-from bench.policies.goodput import LOWEST, NARROW, TIERS, Point, Search, rate_of, step_of
+from bench.policies.goodput import HIGHEST, LOWEST, NARROW, TIERS, Point, Search, rate_of, step_of
 from bench.policies.workloads import MAX_CONTEXT_TOKENS, conversations
 from conserve_server.core.errors import ConserveError
 
@@ -21,7 +21,7 @@ def searched(last_that_passes: int) -> Search:
     """A search whose runs are made: those above the given step are too slow."""
     search = Search(OURS, "4xH100", "A", 1, "poisson")
     search.points = {
-        step: point(ttfet=1.0 if step <= last_that_passes else 9.0) for step in range(LOWEST - 4, 60)
+        step: point(ttfet=1.0 if step <= last_that_passes else 9.0) for step in range(LOWEST - 4, HIGHEST + 6)
     }
     return search
 
@@ -34,6 +34,11 @@ def test_the_search_finds_the_highest_rate_that_passes(last: int, start: int) ->
 
 def test_a_tier_that_no_rate_passes_has_no_goodput() -> None:
     assert searched(LOWEST - 5).goodput(TIERS["L"], 0) is None
+
+
+def test_a_load_that_nothing_is_too_much_for_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="raise the workload's count"):
+        searched(HIGHEST + 9).goodput(TIERS["L"], 0)
 
 
 def test_each_target_of_a_tier_counts() -> None:
