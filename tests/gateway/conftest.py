@@ -100,12 +100,17 @@ class Served:
 
 
 @asynccontextmanager
-async def serve_app(app: Starlette) -> AsyncIterator[str]:
+async def serve_app(app: Starlette, *, keep_alive_s: int = 5) -> AsyncIterator[str]:
     """The application on a free loopback port."""
     bound = socket.socket()
     bound.bind(("127.0.0.1", 0))
     config = uvicorn.Config(
-        app, http=TurnProtocol, log_config=None, lifespan="on", timeout_graceful_shutdown=2
+        app,
+        http=TurnProtocol,
+        log_config=None,
+        lifespan="on",
+        timeout_graceful_shutdown=2,
+        timeout_keep_alive=keep_alive_s,
     )
     config.load()
     server = uvicorn.Server(config)

@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.types import Receive, Scope, Send
 
 from conserve_server.gateway.reply import CONNECTION
-from conserve_server.gateway.turn_protocol import TURN_ROUTES
+from conserve_server.gateway.turn_protocol import MAX_HEAD_BYTES, TURN_ROUTES, TurnProtocol
 from tests.gateway.conftest import MODEL, WAIT_S, Serve, serve_app
 
 PATH = "/v1/chat/completions"
@@ -74,6 +74,38 @@ async def test_a_turn_is_served_however_its_request_arrives(serve: Serve, size: 
         status, headers, body = await client.answer()
         assert (status, headers["x-conserve-conversation-id"]) == (200, "harbour")
         assert json.loads(body)["usage"]["completion_tokens"] == 2
+
+
+@pytest.mark.parametrize("path", [PATH, "/v1/models"])
+async def test_headers_without_an_end_are_a_431(serve: Serve, path: str) -> None:
+    async with serve() as gateway, connected(gateway.url) as client:
+        client.send(f"POST {path} HTTP/1.1\r\nhost: gateway\r\n".encode())
+        for number in range(100):
+            client.send(f"x-{number}: {'a' * 1000}\r\n".encode())
+        status, headers, body = await client.answer()
+        assert (status, headers["connection"]) == (431, "close")
+        assert json.loads(body)["error"]["code"] == "headers_too_large"
+
+
+async def test_one_header_without_an_end_is_a_431(serve: Serve) -> None:
+    async with serve() as gateway, connected(gateway.url) as client:
+        client.send(f"POST {PATH} HTTP/1.1\r\nhost: gateway\r\nx-long: ".encode() + b"a" * MAX_HEAD_BYTES)
+        assert (await client.answer())[0] == 431
+
+
+async def test_headers_that_stop_coming_are_a_408(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TurnProtocol, "head_timeout_s", 0.05)
+    async with serve() as gateway, connected(gateway.url) as client:
+        client.send(request() + f"POST {PATH} HTTP/1.1\r\nhost:".encode())
+        assert (await client.answer())[0] == 200
+        status, headers, body = await client.answer()
+        assert (status, headers["connection"]) == (408, "close")
+        assert json.loads(body)["error"]["code"] == "headers_timeout"
+
+
+async def test_a_connection_that_never_asks_is_closed() -> None:
+    async with serve_app(Starlette(), keep_alive_s=0) as url, connected(url) as client:
+        assert await client.rest() == b""
 
 
 async def test_turns_follow_each_other_on_a_connection(serve: Serve) -> None:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from conserve_server.telemetry.provider import Tracing
 
 log = logging.getLogger(__name__)
+KEEP_ALIVE_S: Final = 75
+"""Longer than clients keep an idle connection (httpx: 5 s; most tools of an agent): a request on one
+that the server is closing is lost."""
 _COLLECTOR: Final = (20_000, 20, 50)
 """Thresholds of the cycle collector: new objects, and collections of the younger generations."""
 
@@ -212,6 +215,7 @@ def _server(config: Config, app: Starlette, draining: Draining) -> uvicorn.Serve
         access_log=False,
         lifespan="on",
         timeout_graceful_shutdown=CUT_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
     )
     server = GatewayServer(settings, draining, drain_timeout_s=config.gateway.drain_timeout_s)
     app.state.is_stopping = lambda: draining.has_begun

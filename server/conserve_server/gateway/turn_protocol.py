@@ -26,6 +26,9 @@ from conserve_server.gateway.reply import CONNECTION
 
 TURN_ROUTES: Final = "conserve_turn_routes"
 """In the lifespan's state: the endpoints of turns by path (bytes)."""
+MAX_HEAD_BYTES: Final = 64 * 1024
+"""Of a request's line and headers: four identifiers of the longest kind fit."""
+HEAD_TIMEOUT_S: Final = 30.0
 READ_AHEAD_BYTES: Final = 1024 * 1024
 """Of a body that nobody reads yet; then the client is held back."""
 _STATUS_LINES: Final = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
@@ -36,13 +39,26 @@ log = logging.getLogger(__name__)
 class TurnProtocol(HttpToolsProtocol):
     """One client connection."""
 
+    head_timeout_s = HEAD_TIMEOUT_S
     _turn: TurnCycle | None = None
     _idle_since_s: float | None = None
-    _idle_timer: asyncio.TimerHandle | None = None
+    _head_since_s: float | None = None
+    _head_bytes = 0
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._rest()
 
     def data_received(self, data: bytes) -> None:
         self._idle_since_s = None
         super().data_received(data)
+        if self._head_since_s is not None and not self.transport.is_closing():
+            self._wait_for_head(len(data))
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head_since_s, self._head_bytes = self.loop.time(), 0
 
     def on_response_complete(self) -> None:
         if self.pipeline or self._turn is None or self.transport.is_closing():
@@ -50,22 +66,62 @@ class TurnProtocol(HttpToolsProtocol):
             return
         self.server_state.total_requests += 1
         self.flow.resume_reading()
-        self._idle_since_s = self.loop.time()
-        if self._idle_timer is None:
-            self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._check_idle)
+        self._rest()
 
-    def _check_idle(self) -> None:
-        """One timer for all gaps between requests: it looks when it rings how long this one has lasted."""
-        self._idle_timer = None
-        if self._idle_since_s is None or self.transport.is_closing():
+    # -- what is not waited for ----------------------------------------------------------------
+
+    def _rest(self) -> None:
+        """Between requests, and before the first."""
+        self._idle_since_s = self.loop.time()
+        if self._timer is None:
+            self._timer = self.loop.call_later(self.timeout_keep_alive, self._check)
+
+    def _wait_for_head(self, size: int) -> None:
+        """A piece of so many bytes came, and the request's head has not ended."""
+        self._head_bytes += size
+        if self._head_bytes > MAX_HEAD_BYTES:
+            what = f"the request's line and headers are longer than {MAX_HEAD_BYTES} bytes"
+            self._refuse(TurnError(f"{what}: send less in headers", code="headers_too_large", status=431))
+        elif self._timer is None:
+            self._timer = self.loop.call_later(self.head_timeout_s, self._check)
+
+    def _check(self) -> None:
+        """One timer for all waits of the connection: it looks when it rings how long this one has lasted."""
+        self._timer = None
+        if self.transport.is_closing():
             return
-        left_s = self._idle_since_s + self.timeout_keep_alive - self.loop.time()
-        if left_s <= 0:
+        left_s = self._left_s()
+        if left_s is None:
+            return
+        if left_s > 0:
+            self._timer = self.loop.call_later(left_s, self._check)
+        elif self._head_since_s is None:
             self.transport.close()
         else:
-            self._idle_timer = self.loop.call_later(left_s, self._check_idle)
+            what = f"the request's headers did not end within {self.head_timeout_s:g} s"
+            self._refuse(TurnError(f"{what}: send them at once", code="headers_timeout", status=408))
+
+    def _left_s(self) -> float | None:
+        """Seconds that what the connection waits for may still take; None where it waits for nothing."""
+        if self._head_since_s is not None:
+            return self._head_since_s + self.head_timeout_s - self.loop.time()
+        if self._idle_since_s is not None:
+            return self._idle_since_s + self.timeout_keep_alive - self.loop.time()
+        return None
+
+    def _refuse(self, error: TurnError) -> None:
+        """Answer a request that has no end, and hang up."""
+        body = msgspec.json.encode(error_document(error, api_of(self.url.decode("latin-1"))))
+        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(
+            body
+        )
+        self.transport.write(_STATUS_LINES[error.status] + head + body)
+        self.transport.close()
+
+    # -- the parser's reports --------------------------------------------------------------------
 
     def on_headers_complete(self) -> None:
+        self._head_since_s = None
         endpoint = self._endpoint()
         if endpoint is None:
             super().on_headers_complete()
@@ -90,8 +146,8 @@ class TurnProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         if self._turn is not None:
             self._turn.client_went()
 
