@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from conserve_vllm.core_sharing import is_wanted, share_cores
 from conserve_vllm.kv_guard import installed_vllm, why_not
 from conserve_vllm.nixl_polling import POLL_US, poll_patiently, poll_us
 
@@ -22,6 +23,7 @@ log = logging.getLogger("vllm.conserve")
 def register() -> None:
     """The entry point of `vllm.general_plugins`. Never raises: an engine without it serves as before."""
     _poll_nixl_patiently()
+    _share_cores()
     _follow_conversations()
 
 
@@ -34,6 +36,17 @@ def _poll_nixl_patiently() -> None:
         log.warning("%s is ignored: %s", POLL_US, error)
     except AttributeError as error:
         log.warning("NIXL's progress thread spins as before: its binding has changed (%s)", error)
+
+
+def _share_cores() -> None:
+    if not is_wanted():
+        return
+    try:
+        share_cores()
+    except (ImportError, AttributeError) as error:
+        log.warning("the worker takes the last core as before: vLLM has changed (%s)", error)
+    else:
+        log.info("the worker stays on the cores that the engine was given")
 
 
 def _follow_conversations() -> None:

@@ -129,6 +129,8 @@ def _cpu(config: Config, slot: Slot) -> Recipe:
             "UCX_TLS": "tcp,shm,self",
             # Read by conserve_vllm: or each idle engine keeps a whole core busy.
             "CONSERVE_NIXL_POLL_US": "1000",
+            # The same: or all engines of a machine compute on its last core.
+            "CONSERVE_SHARE_CORES": "1",
         },
     )
 
