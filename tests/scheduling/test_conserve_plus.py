@@ -165,6 +165,13 @@ def test_only_a_faster_kind_prefills_for_others() -> None:
     assert acting(both("e0"), both("e1"), fast, load=9.0, min_prefill_speedup=1.5) == ["e2"]
 
 
+def test_one_of_a_faster_kind_acts_under_any_load_while_its_kv_can_be_spared() -> None:
+    fast = both("e2", prefill_tokens_per_s=20_000.0)
+    assert acting(both("e0"), both("e1"), fast, load=0.0, min_prefill_speedup=1.5) == ["e2"]
+    full = [both(f"e{i}", free=100) for i in range(2)]
+    assert acting(*full, fast, load=0.0, min_prefill_speedup=1.5) == []
+
+
 def test_all_that_may_act_do_when_their_number_is_not_adapted() -> None:
     assert acting(*FOUR, load=0.0, adapts_prefillers=False) == ["e0", "e1", "e2", "e3"]
 

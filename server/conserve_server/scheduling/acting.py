@@ -1,9 +1,10 @@
 """Which engines act as prefillers now: as many as the observed first-turn load asks for.
 
 Engines that can do nothing else always act. Of those with both roles only a faster kind than
-the slowest decoder acts: among equals a queue and a transfer cost more than they spare. The
-fastest kind acts first, then those with least KV bound: nobody is bound to an acting prefiller
-anew, so the choice keeps itself.
+the slowest decoder acts: among equals a queue and a transfer cost more than they spare. Of a faster
+kind one acts however light the load is, while bound conversations can spare it: what it prefills
+is ready sooner than on the others. The fastest kind acts first, then those with least KV bound:
+nobody is bound to an acting prefiller anew, so the choice keeps itself.
 """
 
 from __future__ import annotations
@@ -40,18 +41,14 @@ def roles_now(cluster: ClusterView, config: ConServePlusConfig) -> Roles:
         return Roles(prefilling=frozenset(e.name for e in both))
     able = cluster.prefillers
     fixed = len(able) - len(both)
-    free = [e for e in both if _is_faster(e, cluster.decoders, config)]
-    wanted = min(_wanted(cluster, able, config), _affordable(cluster, config)) - fixed
+    slowest = min((d.prefill_tokens_per_s for d in cluster.decoders), default=0.0)
+    free = [e for e in both if e.prefill_tokens_per_s >= config.min_prefill_speedup * slowest]
+    least = int(any(ALIKE * e.prefill_tokens_per_s > slowest for e in free))
+    wanted = min(max(least, _wanted(cluster, able, config)), _affordable(cluster, config)) - fixed
     is_fast = {e.name: e.prefill_tokens_per_s >= ALIKE * _fastest(able) for e in free}
     free.sort(key=lambda e: (not is_fast[e.name], e.kv_share))
     prefilling = frozenset(e.name for e in free[: max(0, wanted)])
     return Roles(prefilling, frozenset(e.name for e in both) - prefilling)
-
-
-def _is_faster(engine: EngineView, decoders: Sequence[EngineView], config: ConServePlusConfig) -> bool:
-    """Whether it prefills so much faster than the slowest decoder that prefilling for it pays."""
-    slowest = min((d.prefill_tokens_per_s for d in decoders), default=0.0)
-    return engine.prefill_tokens_per_s >= config.min_prefill_speedup * slowest
 
 
 def _wanted(cluster: ClusterView, able: Sequence[EngineView], config: ConServePlusConfig) -> int:
