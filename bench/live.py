@@ -2,13 +2,14 @@
 
     make bench-live
     python bench/live.py [--python .venv-vllm/bin/python] [--model tiny-random] [--rounds 3]
-                         [--conversations 24] [--rate 1.5] [--output build/live.json]
+                         [--conversations 16] [--rate 0.5] [--output build/live.json]
 
 Two CPU engines run throughout, each on a core of its own; either can give and take KV. Each round
 starts a gateway over them once for each policy, in an order that turns from round to round, and
 replays the same workload with the same arrivals. Ratios are taken within a round. A first
 measurement of the idle engines is the simulator's timing (`conserve calibrate`), of prefills,
-appends, decodes and transfers: nothing is fitted to the replays.
+appends, decodes and transfers: nothing is fitted to the replays. The load is light: engines,
+gateway and client share the machine's cores, which the model knows nothing of.
 """
 
 from __future__ import annotations
@@ -99,8 +100,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--model", default="tiny-random")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--conversations", type=int, default=24, help="in each replay")
-    parser.add_argument("--rate", type=float, default=1.5, help="conversations a second")
+    parser.add_argument("--conversations", type=int, default=16, help="in each replay")
+    parser.add_argument("--rate", type=float, default=0.5, help="conversations a second")
     parser.add_argument("--first-tokens", type=int, default=600)
     parser.add_argument("--appended-tokens", type=int, default=48)
     parser.add_argument("--output-tokens", type=int, default=8)
