@@ -80,7 +80,7 @@ async def test_a_turn_is_served_however_its_request_arrives(serve: Serve, size: 
 async def test_headers_without_an_end_are_a_431(serve: Serve, path: str) -> None:
     async with serve() as gateway, connected(gateway.url) as client:
         client.send(f"POST {path} HTTP/1.1\r\nhost: gateway\r\n".encode())
-        for number in range(100):
+        for number in range(65):
             client.send(f"x-{number}: {'a' * 1000}\r\n".encode())
         status, headers, body = await client.answer()
         assert (status, headers["connection"]) == (431, "close")
@@ -205,6 +205,19 @@ async def serving(endpoint: Endpoint) -> AsyncIterator[Client]:
 
     async with serve_app(Starlette(lifespan=lifespan)) as url, connected(url) as client:
         yield client
+
+
+async def test_headers_that_stop_coming_leave_the_answer_before_them_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(TurnProtocol, "head_timeout_s", 0.01)
+    endpoint = Endpoint(START, PIECE, waits=True)
+    async with serving(endpoint) as client:
+        client.send(request() + b"POST / HTTP/1.1\r\nhost:")
+        await endpoint.has_begun.wait()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await endpoint.was_cancelled.wait()
 
 
 async def test_a_client_that_hangs_up_cancels_its_turn() -> None:

@@ -43,7 +43,7 @@ class TurnProtocol(HttpToolsProtocol):
     _turn: TurnCycle | None = None
     _idle_since_s: float | None = None
     _head_since_s: float | None = None
-    _head_bytes = 0
+    _head_bytes: int | None = None
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -51,14 +51,16 @@ class TurnProtocol(HttpToolsProtocol):
         self._rest()
 
     def data_received(self, data: bytes) -> None:
-        self._idle_since_s = None
+        is_of_a_head = self._head_since_s is not None or self._idle_since_s is not None
+        before, self._idle_since_s = self.cycle, None
         super().data_received(data)
         if self._head_since_s is not None and not self.transport.is_closing():
-            self._wait_for_head(len(data))
+            # What also ends another request is not all head.
+            self._wait_for_head(len(data) if is_of_a_head and self.cycle is before else 0)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._head_since_s, self._head_bytes = self.loop.time(), 0
+        self._head_since_s, self._head_bytes = self.loop.time(), None
 
     def on_response_complete(self) -> None:
         if self.pipeline or self._turn is None or self.transport.is_closing():
@@ -77,13 +79,16 @@ class TurnProtocol(HttpToolsProtocol):
             self._timer = self.loop.call_later(self.timeout_keep_alive, self._check)
 
     def _wait_for_head(self, size: int) -> None:
-        """A piece of so many bytes came, and the request's head has not ended."""
+        """So many bytes of the request's head came, and it has not ended."""
+        if self._head_bytes is None:
+            self._head_bytes = 0
+            if self._timer is not None:
+                self._timer.cancel()  # its time is shorter than that of a rest
+            self._timer = self.loop.call_later(self.head_timeout_s, self._check)
         self._head_bytes += size
         if self._head_bytes > MAX_HEAD_BYTES:
             what = f"the request's line and headers are longer than {MAX_HEAD_BYTES} bytes"
             self._refuse(TurnError(f"{what}: send less in headers", code="headers_too_large", status=431))
-        elif self._timer is None:
-            self._timer = self.loop.call_later(self.head_timeout_s, self._check)
 
     def _check(self) -> None:
         """One timer for all waits of the connection: it looks when it rings how long this one has lasted."""
@@ -93,8 +98,8 @@ class TurnProtocol(HttpToolsProtocol):
         left_s = self._left_s()
         if left_s is None:
             return
-        if left_s > 0:
-            self._timer = self.loop.call_later(left_s, self._check)
+        if left_s > 0 or self._is_answering:  # the answer before it must reach its end
+            self._timer = self.loop.call_later(left_s if left_s > 0 else self.head_timeout_s, self._check)
         elif self._head_since_s is None:
             self.transport.close()
         else:
@@ -109,8 +114,15 @@ class TurnProtocol(HttpToolsProtocol):
             return self._idle_since_s + self.timeout_keep_alive - self.loop.time()
         return None
 
+    @property
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
     def _refuse(self, error: TurnError) -> None:
-        """Answer a request that has no end, and hang up."""
+        """Answer a request that has no end, and hang up; within another answer nothing can be said."""
+        if self._is_answering:
+            self.transport.close()
+            return
         body = msgspec.json.encode(error_document(error, api_of(self.url.decode("latin-1"))))
         head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(
             body
@@ -155,8 +167,12 @@ class TurnProtocol(HttpToolsProtocol):
         """The turn's endpoint, if the request is a plain turn: what is special in any way is uvicorn's."""
         routes = cast(Mapping[bytes, ASGIApp], self.app_state.get(TURN_ROUTES, {}))
         endpoint = routes.get(self.url)
-        is_busy = self.cycle is not None and not self.cycle.response_complete
-        if endpoint is None or is_busy or self.expect_100_continue or self.limit_concurrency is not None:
+        if (
+            endpoint is None
+            or self._is_answering
+            or self.expect_100_continue
+            or self.limit_concurrency is not None
+        ):
             return None
         parser = self.parser
         if parser.get_method() != b"POST" or parser.get_http_version() != "1.1" or parser.should_upgrade():
