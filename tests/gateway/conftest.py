@@ -70,6 +70,13 @@ class Served:
         body = {"model": MODEL, "messages": messages, "max_tokens": 8, **fields}
         return await self.client.post("/v1/chat/completions", json=body, headers=headers)
 
+    def stream(self, conversation: str, text: str) -> AbstractAsyncContextManager[httpx2.Response]:
+        """One streamed chat turn, which has begun to answer once this is entered."""
+        messages = [{"role": "user", "content": text}]
+        body = {"model": MODEL, "messages": messages, "max_tokens": 8, "stream": True}
+        headers = {"x-conserve-conversation-id": conversation}
+        return self.client.stream("POST", "/v1/chat/completions", json=body, headers=headers)
+
     async def report(self, conversation: str) -> dict[str, object]:
         response = await self.client.get(f"/v1/conversations/{conversation}")
         document: dict[str, object] = response.json()

@@ -132,20 +132,14 @@ async def test_an_engine_that_left_the_configuration_ends_its_streams_first(serv
         engine_config(Role.DECODE, "decode-1"),
     ]
     async with serve(decode=slow, admin_key=KEY, load=file.load, engine_drain_timeout_s=0.2) as gateway:
-        stream = asyncio.create_task(gateway.ask("a", TEXT, stream=True))
-        await gateway.eventually(lambda: _runs(gateway, "decode-0"))
-        file.lists(gateway, "prefill-0", "decode-1", engine_drain_timeout_s=0.2)
-        assert (await post(gateway, "/v1/reload")).json()["leaving"] == ["decode-0"]
-        answer = await stream
-        assert answer.text.endswith("data: [DONE]\n\n")
-        assert answer.headers["x-conserve-decoder"] == "decode-0"
+        async with gateway.stream("a", TEXT) as answer:
+            assert answer.headers["x-conserve-decoder"] == "decode-0"
+            file.lists(gateway, "prefill-0", "decode-1", engine_drain_timeout_s=0.2)
+            assert (await post(gateway, "/v1/reload")).json()["leaving"] == ["decode-0"]
+            assert (await answer.aread()).endswith(b"data: [DONE]\n\n")
         await gateway.eventually(lambda: _has_left(gateway, "decode-0"))
         assert (await gateway.ask("a", TEXT)).headers["x-conserve-decoder"] == "decode-1"
         assert 'engine="decode-0"' not in (await gateway.client.get("/metrics")).text
-
-
-async def _runs(gateway: Served, name: str) -> bool:
-    return await gateway.engine_metric(name, "vllm:num_requests_running") > 0
 
 
 async def _has_left(gateway: Served, name: str) -> bool:
