@@ -11,6 +11,9 @@ SECONDS ?= 600
 SOURCES := conserve_sdk server/conserve_server server/conserve_vllm integrations/conserve_integrations
 TYPED := $(SOURCES) tests examples bench
 
+# Modules are compiled once, not by every worker and by every engine that starts.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo
 demo: env $(if $(filter vllm,$(ENGINE)),vllm-env) $(if $(DASHBOARD),$(DASHBOARD)-env)
 	$(BIN)/conserve demo --engine $(ENGINE) $(if $(DASHBOARD),--dashboard $(DASHBOARD)) $(DEMO_FLAGS)
@@ -43,7 +46,7 @@ unit: env
 # Links, references and the pages made from docstrings: any warning fails.
 .PHONY: site
 site: env
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 .PHONY: bench-sdk
 bench-sdk: env

@@ -153,9 +153,7 @@ async def served(
     if decode is None:
         decode = [engine_config(Role.DECODE, name) for name in ("decode-0", "decode-1")]
     async with AsyncExitStack() as stack:
-        engines = {
-            c.name: await stack.enter_async_context(EmulatedEngineServer(c)) for c in (*prefill, *decode)
-        }
+        engines = await stack.enter_async_context(_emulated((*prefill, *decode)))
         provider, exporter = TracerProvider(), InMemorySpanExporter()
         provider.add_span_processor(SimpleSpanProcessor(exporter))
         pools = {
@@ -186,6 +184,18 @@ async def served(
         if is_ready:
             await found.eventually(lambda: _all_up(found))
         yield found
+
+
+@asynccontextmanager
+async def _emulated(configs: tuple[EmulatedConfig, ...]) -> AsyncIterator[dict[str, EmulatedEngineServer]]:
+    """The engines by their names; they are stopped at the same time, as each takes its time to stop."""
+    engines: dict[str, EmulatedEngineServer] = {}
+    try:
+        for config in configs:
+            engines[config.name] = await EmulatedEngineServer(config).__aenter__()
+        yield engines
+    finally:
+        await asyncio.gather(*(engine.stop() for engine in engines.values()))
 
 
 @asynccontextmanager
