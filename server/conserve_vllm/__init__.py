@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from conserve_vllm.core_sharing import is_wanted, share_cores
 from conserve_vllm.kv_guard import installed_vllm, why_not
 from conserve_vllm.nixl_polling import POLL_US, poll_patiently, poll_us
+from conserve_vllm.queue_waiting import WAIT_US, sleep_between_looks, wait_us
 
 if TYPE_CHECKING:
     from conserve_vllm.kv_server import ConversationEndpoints, ConversationRoutes
@@ -24,6 +25,7 @@ def register() -> None:
     """The entry point of `vllm.general_plugins`. Never raises: an engine without it serves as before."""
     _poll_nixl_patiently()
     _share_cores()
+    _sleep_between_looks()
     _follow_conversations()
 
 
@@ -47,6 +49,18 @@ def _share_cores() -> None:
         log.warning("the worker takes the last core as before: vLLM has changed (%s)", error)
     else:
         log.info("the worker stays on the cores that the engine was given")
+
+
+def _sleep_between_looks() -> None:
+    try:
+        interval_us = wait_us()
+        if interval_us is not None:
+            sleep_between_looks(interval_us)
+            log.info("readers of the engine's queues sleep %d µs between two looks", interval_us)
+    except ValueError as error:
+        log.warning("%s is ignored: %s", WAIT_US, error)
+    except (ImportError, AttributeError) as error:
+        log.warning("readers of the engine's queues yield as before: vLLM has changed (%s)", error)
 
 
 def _follow_conversations() -> None:

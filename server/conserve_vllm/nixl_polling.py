@@ -9,8 +9,9 @@ from the others. With a time-out the thread sleeps in `poll` and still wakes for
 from __future__ import annotations
 
 import importlib
-import os
 from typing import Any, Final
+
+from conserve_vllm.settings import positive
 
 POLL_US: Final = "CONSERVE_NIXL_POLL_US"
 """Environment variable: the poll time-out in microseconds; unset leaves NIXL as it is."""
@@ -19,13 +20,7 @@ _BINDINGS: Final = ("nixl_cu12._bindings", "nixl_cu13._bindings", "nixl._binding
 
 def poll_us() -> int | None:
     """The asked-for time-out in µs, None if none is. Raises ValueError for one that is no positive number."""
-    text = os.environ.get(POLL_US)
-    if text is None:
-        return None
-    value = int(text)
-    if value <= 0:
-        raise ValueError(f"must be greater than 0, got {value}")
-    return value
+    return positive(POLL_US)
 
 
 def poll_patiently(interval_us: int) -> bool:

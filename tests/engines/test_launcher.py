@@ -116,6 +116,19 @@ async def test_a_start_that_is_cancelled_leaves_nothing_running(config_of: Confi
     assert not any(map(is_running, pids_in(children)))
 
 
+async def test_engines_that_can_not_be_warmed_serve_all_the_same(config_of: ConfigOf) -> None:
+    heard: list[Progress] = []
+    async with LocalPool(config_of(), pace=FAST, report=heard.append):
+        pass
+    cold = [each.detail for each in heard if each.name == "warm-up"]
+    assert len(cold) == 2  # decoders
+    assert cold[0].startswith("prefill-0 answered 501")
+    heard.clear()
+    async with LocalPool(config_of(warm_up=False), pace=FAST, report=heard.append):
+        pass
+    assert "warm-up" not in {each.name for each in heard}
+
+
 async def test_progress_tells_the_engine_its_state_and_the_end_of_its_log(config_of: ConfigOf) -> None:
     heard: list[Progress] = []
     start = asyncio.create_task(

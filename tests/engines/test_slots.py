@@ -26,16 +26,16 @@ def cores(given: Config, count: int) -> list[str]:
 @pytest.mark.parametrize(
     ("prefill", "decode", "machine", "expected"),
     [
-        (1, 2, 1, ["0", "0", "0"]),
-        (1, 2, 2, ["0", "1", "1"]),
+        (1, 2, 1, ["nobind", "nobind", "nobind"]),
+        (1, 2, 2, ["nobind", "nobind", "nobind"]),
         (1, 1, 2, ["0", "1"]),
         (1, 2, 3, ["0", "1", "2"]),
         (1, 1, 8, ["0,1,2", "4,5,6"]),
         (0, 2, 2, ["0", "1"]),
-        (3, 1, 2, ["0", "0", "0", "1"]),
+        (3, 1, 4, ["0", "1", "2", "3"]),
     ],
 )
-def test_cores_are_spread_and_decoders_keep_their_own(
+def test_cores_are_spread_where_there_is_one_for_each_engine(
     prefill: int, decode: int, machine: int, expected: list[str]
 ) -> None:
     assert cores(config(prefill, decode), machine) == expected

@@ -254,6 +254,8 @@ class LauncherConfig(Part):
     env: dict[str, str] = Field(default_factory=dict)
     start_timeout_s: Seconds = 600.0
     stop_timeout_s: Seconds = 15.0
+    warm_up: bool = True
+    """Whether each decoder answers once, with KV from each prefiller, before the engines count as ready."""
     max_restarts: int = Field(default=3, ge=0)
     """How often one engine that dies is started again before `conserve up` gives up."""
 

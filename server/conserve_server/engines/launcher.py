@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from conserve_server.engines.vllm_command import (
     vllm_command,
 )
 from conserve_server.engines.vllm_environment import find_vllm
+from conserve_server.engines.warm_up import warm_up
 
 CommandOf = Callable[[Slot], EngineCommand]
 
@@ -101,6 +103,7 @@ class LocalPool:
         self._engines = tuple(self._engine(slot, command_of(slot), run_dir) for slot in slots)
         await stack.enter_async_context(self._kept())
         await self._until_ready()
+        await self._warm_up()
         self._write_record()
 
     async def _command_of(self) -> CommandOf:
@@ -161,6 +164,18 @@ class LocalPool:
     async def _all_ready(self) -> None:
         for engine in self._engines:
             await engine.ready.wait()
+
+    async def _warm_up(self) -> None:
+        launcher = self._config.launcher
+        if launcher.engine == "emulated" or not launcher.warm_up:
+            return
+        started_s = time.monotonic()
+        problems = await warm_up(self.specs, model=self._config.model)
+        took_s = time.monotonic() - started_s
+        for problem in problems:
+            self._report(Progress("warm-up", "failed", took_s, f"{problem}; its first turn will wait longer"))
+        if not problems:
+            self._report(Progress("warm-up", "ready", took_s, "each pair of engines has moved KV once"))
 
     def _write_record(self) -> None:
         """Once all are ready, and again when one is ready after a restart."""

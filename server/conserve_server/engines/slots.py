@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from conserve_server.core.config import Config
 from conserve_server.engines.engine import Role
 from conserve_server.engines.ports import hold_port
-from conserve_server.engines.vllm_command import HOST, Slot, pool_of
+from conserve_server.engines.vllm_command import HOST, UNBOUND, Slot, pool_of
 
 
 def engine_slots(
@@ -25,17 +25,20 @@ def engine_slots(
     `cores` are those that this process may use, `visible_gpus` its CUDA_VISIBLE_DEVICES.
     The engines' ports are free ones, or `first_port` and up.
     """
+    engines = tuple(_engines(config))
     spread = {Role.PREFILL: prefill_cores(config, cores), Role.DECODE: decode_cores(config, cores)}
+    is_crowded = len(engines) > len(cores)
     return tuple(
         Slot(
             role=role,
             index=index,
             port=hold_port(held, HOST, None if first_port is None else first_port + order),
             transfer_port=hold_port(held, HOST),
-            cores=_entry(pool_of(config, role).cores, index) or share_of(spread[role], index, count),
+            cores=_entry(pool_of(config, role).cores, index)
+            or (UNBOUND if is_crowded else share_of(spread[role], index, count)),
             gpus=_entry(pool_of(config, role).gpus, index) or gpu_of(visible_gpus, order),
         )
-        for order, (role, index, count) in enumerate(_engines(config))
+        for order, (role, index, count) in enumerate(engines)
     )
 
 
@@ -61,14 +64,11 @@ def decode_cores(config: Config, cores: Sequence[int]) -> Sequence[int]:
 
 
 def share_of(cores: Sequence[int], index: int, count: int) -> str:
-    """The cores of engine `index` of `count`, as vLLM writes them.
+    """The cores of engine `index` of `count`, as vLLM writes them: an equal part.
 
-    Fewer cores than engines: one core, shared. Else an equal part, of which one core (where
-    there is more than one) stays free of OpenMP threads: the engine's own loop runs there,
-    and threads that wait for it on a shared core run at a fifth of their speed.
+    Of a part with more than one core, one stays free of OpenMP threads: the engine's own loop runs
+    there, and threads that wait for it on a shared core run at a fifth of their speed.
     """
-    if len(cores) <= count:
-        return str(cores[index % len(cores)])
     size = len(cores) // count
     part = cores[index * size : (index + 1) * size]
     return ",".join(str(core) for core in part[: max(1, size - 1)])

@@ -17,6 +17,8 @@ from conserve_server.core.errors import ConfigError
 from conserve_server.engines.engine import Role
 
 HOST = "127.0.0.1"
+UNBOUND = "nobind"
+"""vLLM's word for threads that run where the kernel puts them."""
 PLUGIN_ROUTES = "conserve_vllm.ConversationRoutes"
 HOST_TIER = "conserve_vllm.host_tier"
 _OURS = ("--host", "--port", "--model", "--served-model-name")
@@ -26,7 +28,7 @@ _OURS = ("--host", "--port", "--model", "--served-model-name")
 class Slot:
     """An engine's place in its pool and on the machine.
 
-    `cores` and `gpus` as vLLM and CUDA write them; exactly one of them is used, by device.
+    `cores` (or UNBOUND) and `gpus` as vLLM and CUDA write them; exactly one of them is used, by device.
     """
 
     role: Role
@@ -117,6 +119,7 @@ def pool_of(config: Config, role: Role) -> PoolConfig:
 
 
 def _cpu(config: Config, slot: Slot) -> Recipe:
+    threads = {"OMP_NUM_THREADS": "1"} if slot.cores == UNBOUND else {}
     kv_cache_bytes = int((config.launcher.kv_cache_gib or 1.0) * 1024**3)
     return Recipe(
         kv_buffer_device="cpu",
@@ -126,11 +129,14 @@ def _cpu(config: Config, slot: Slot) -> Recipe:
         ),
         env={
             "VLLM_CPU_OMP_THREADS_BIND": slot.cores,
+            **threads,
             "UCX_TLS": "tcp,shm,self",
             # Read by conserve_vllm: or each idle engine keeps a whole core busy.
             "CONSERVE_NIXL_POLL_US": "1000",
             # The same: or all engines of a machine compute on its last core.
             "CONSERVE_SHARE_CORES": "1",
+            # The same: or a step waits for seconds behind the neighbours on its core.
+            "CONSERVE_QUEUE_WAIT_US": "100",
         },
     )
 
