@@ -79,6 +79,12 @@ bench-simulator: env
 bench-live: env vllm-env
 	$(BIN)/python bench/live.py
 
+# The same with a model whose steps take longer than what is around them: how far off is the simulator?
+.PHONY: validate-live
+validate-live: env vllm-env
+	$(BIN)/python bench/live.py --model smollm2-135m --policies conserve --rate 0.15 --conversations 12 \
+		--output build/live-validation.json
+
 # The engine model against a real vLLM run.
 .PHONY: validate
 validate: env

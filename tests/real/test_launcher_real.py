@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytest
 
 from conserve_server.engines.engine import Role
 from conserve_server.engines.guardian import descendants
+from conserve_server.engines.slots import engine_slots, usable_cores
+from conserve_server.engines.vllm_command import UNBOUND
 from tests.processes import is_running, wait_for, wait_gone
 from tests.real.cluster import START_S, RealCluster, local_engines
 
@@ -77,6 +80,27 @@ def test_kv_moves_to_each_decoder_and_the_answer_is_that_of_one_engine_alone(
     assert text(answer) == text(chat(real_cluster.reference_url, prompt))
     assert metric(url, "vllm:nixl_bytes_transferred_sum") > before
     assert answer["metrics"]["queue_time_ms"] > 0
+
+
+def worker_of(pid: int) -> int:
+    """The process of an engine that runs the model."""
+    return next(p for p in descendants(pid) if b"VLLM::Worker" in Path(f"/proc/{p}/cmdline").read_bytes())
+
+
+def test_workers_stay_on_their_engines_cores_and_sleep_between_looks(real_cluster: RealCluster) -> None:
+    engines = real_cluster.engines
+    with ExitStack() as held:
+        slots = engine_slots(engines.config, held, cores=usable_cores())
+    for slot in slots:
+        pid = engines.pid(slot.name)
+        assert pid is not None
+        cores = os.sched_getaffinity(worker_of(pid))
+        if slot.cores == UNBOUND:
+            assert cores == set(usable_cores())
+        else:
+            assert cores <= {int(core) for core in slot.cores.split(",")}
+        log = (Path(engines.config.launcher.run_dir) / "logs" / f"{slot.name}.log").read_text()
+        assert "readers of the engine's queues sleep 100 µs between two looks" in log
 
 
 def test_an_answer_can_be_held_to_a_json_schema(real_cluster: RealCluster) -> None:
