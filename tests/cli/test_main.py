@@ -117,15 +117,23 @@ stop_timeout_s = 0.5
 
 @contextmanager
 def conserve_up(config: Path) -> Iterator[subprocess.Popen[str]]:
-    """`conserve up`, its engines ready."""
+    """`conserve up`, its engines ready; what it prints is in `said_by`."""
     command = [sys.executable, "-m", "conserve_server.cli.main", "up", str(config)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with (
+        said_by(config).open("w") as said,
+        subprocess.Popen(command, stdout=said, stderr=subprocess.PIPE, text=True) as process,
+    ):
         try:
-            record = config.parent / "run" / "pool.json"
-            wait_for(lambda: record.exists() or process.poll() is not None, "the engines")
+            wait_for(
+                lambda: "Ctrl-C" in said_by(config).read_text() or process.poll() is not None, "the engines"
+            )
             yield process
         finally:
             process.kill()
+
+
+def said_by(config: Path) -> Path:
+    return config.parent / "said.txt"
 
 
 def pids_of(config: Path) -> list[int]:
@@ -143,12 +151,12 @@ def test_told_to_stop_it_stops_every_process_and_says_so(
         pids = pids_of(config)
         assert len(pids) == 4
         process.send_signal(number)
-        output, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=30)
     assert process.returncode == status
     assert not any(map(is_running, pids))
     assert "Traceback" not in errors
     assert errors.endswith("engines stopped\n")
-    assert "decode-0" in output
+    assert "decode-0" in said_by(config).read_text()
 
 
 @pytest.mark.slow
