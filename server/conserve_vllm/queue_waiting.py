@@ -2,9 +2,8 @@
 
 An engine core and its workers pass each step on through rings in shared memory. For a second after
 a read, a reader that finds nothing yields (`sched_yield`) and looks again. A machine with a core for
-each of them gains a few microseconds. Where they share cores it backfires: since Linux 6.18 a
-thread that yields forfeits its claim to the core, and one that has yielded for a second and then
-has a step to compute can stand behind its neighbours for seconds.
+each of them gains a few microseconds. Where engines share cores, readers of those that have nothing
+to do keep the cores busy beside those that compute.
 """
 
 from __future__ import annotations

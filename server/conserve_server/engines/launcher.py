@@ -175,7 +175,7 @@ class LocalPool:
         for problem in problems:
             self._report(Progress("warm-up", "failed", took_s, f"{problem}; its first turn will wait longer"))
         if not problems:
-            self._report(Progress("warm-up", "ready", took_s, "each pair of engines has moved KV once"))
+            self._report(Progress("warm-up", "ready", took_s, "handshakes and first steps are done"))
 
     def _write_record(self) -> None:
         """Once all are ready, and again when one is ready after a restart."""

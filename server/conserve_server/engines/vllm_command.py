@@ -135,7 +135,7 @@ def _cpu(config: Config, slot: Slot) -> Recipe:
             "CONSERVE_NIXL_POLL_US": "1000",
             # The same: or all engines of a machine compute on its last core.
             "CONSERVE_SHARE_CORES": "1",
-            # The same: or a step waits for seconds behind the neighbours on its core.
+            # The same: or readers that wait for a step keep a core busy, and other engines' steps wait.
             "CONSERVE_QUEUE_WAIT_US": "100",
         },
     )
