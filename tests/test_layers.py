@@ -38,6 +38,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     CORE: (PROTOCOL,),
     **dict.fromkeys(MIDDLE, (CORE, PROTOCOL)),
     **dict.fromkeys(TOP, (*MIDDLE, CORE, PROTOCOL)),
+    # Chunks are simulated with the very rule that vLLM is told.
+    "conserve_server.simulation": (*MIDDLE, CORE, PROTOCOL, "conserve_vllm.chunk_rule"),
     "conserve_server.gateway.app": ("conserve_server", PROTOCOL),
     # One distribution, one version: `conserve --version` prints the SDK's.
     "conserve_server.cli": ("conserve_server", PROTOCOL, "conserve_sdk._version"),

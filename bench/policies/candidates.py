@@ -55,6 +55,7 @@ class Candidate:
     first_turn_priority: int | None = None
     kind: Kind = "baseline"
     kv_budget_fraction: float = UNBOUNDED
+    tells_resident: bool = False
 
     def fleet(self, name: str) -> Fleet:
         gpus = FLEETS[name]
@@ -78,7 +79,9 @@ class Candidate:
     @property
     def options(self) -> Options:
         return Options(
-            first_turn_priority=self.first_turn_priority, kv_budget_fraction=self.kv_budget_fraction
+            first_turn_priority=self.first_turn_priority,
+            kv_budget_fraction=self.kv_budget_fraction,
+            tells_resident=self.tells_resident,
         )
 
 
@@ -164,9 +167,10 @@ OURS: Final = Candidate(
         conserve_plus={"first_turn_priority": FIRST_TURN_PRIORITY},
         estimates={"chunk_tokens": 512},
     ),
-    EngineSettings(max_num_batched_tokens=512, long_prefill_token_threshold=384, schedules_by_priority=True),
+    EngineSettings(schedules_by_priority=True, adapts_chunks=True),
     None,
     kind="conserve_plus",
-    kv_budget_fraction=1.5,
+    kv_budget_fraction=2.0,
+    tells_resident=True,
 )
 CANDIDATES: Final = (OURS, *BASELINES, *PUBLISHED)

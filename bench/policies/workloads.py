@@ -67,7 +67,7 @@ SOURCES: Final[Mapping[str, Source]] = {
     "A": Source(_paper, 300),
     "A2": Source(_paper_with_appends, 300),
     "B": Source(lambda: _cut(coding_sessions(shares_prefix=False)), 150),
-    "BS": Source(lambda: _cut(coding_sessions()), 150),
+    "BS": Source(lambda: _cut(coding_sessions()), 600),
     "C": Source(lambda: profile_conversations("tool-chat", count=2000, seed=1), 2000),
     "S": Source(lambda: _cut(profile_conversations("coding-agent", count=200, seed=1)), 150),
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from conserve_vllm.adaptive_chunks import SMALLEST, adapt_chunks, smallest_tokens
 from conserve_vllm.core_sharing import is_wanted, share_cores
 from conserve_vllm.kv_guard import installed_vllm, why_not
 from conserve_vllm.nixl_polling import POLL_US, poll_patiently, poll_us
@@ -26,6 +27,7 @@ def register() -> None:
     _poll_nixl_patiently()
     _share_cores()
     _sleep_between_looks()
+    _adapt_chunks()
     _follow_conversations()
 
 
@@ -61,6 +63,18 @@ def _sleep_between_looks() -> None:
         log.warning("%s is ignored: %s", WAIT_US, error)
     except (ImportError, AttributeError) as error:
         log.warning("readers of the engine's queues yield as before: vLLM has changed (%s)", error)
+
+
+def _adapt_chunks() -> None:
+    try:
+        smallest = smallest_tokens()
+        if smallest is not None:
+            adapt_chunks(smallest)
+            log.info("chunks of prompts follow the load, from %d tokens on", smallest)
+    except ValueError as error:
+        log.warning("%s is ignored: %s", SMALLEST, error)
+    except (ImportError, AttributeError, OSError) as error:
+        log.warning("chunks of prompts stay as they are: vLLM has changed (%s)", error)
 
 
 def _follow_conversations() -> None:

@@ -135,7 +135,9 @@ def test_an_emulated_engine_is_told_its_place() -> None:
     assert option(made, "--max-model-len") == "512"
 
 
-def planned(policy: str, role: Role, *, max_model_len: int | None = None, **part: object) -> EngineCommand:
+def planned(
+    policy: str, role: Role, *, max_model_len: int | None = None, has_plugin: bool = False, **part: object
+) -> EngineCommand:
     """The command under a policy with these constants."""
     launcher = {} if max_model_len is None else {"max_model_len": max_model_len}
     document = {
@@ -143,7 +145,22 @@ def planned(policy: str, role: Role, *, max_model_len: int | None = None, **part
         "pools": {"prefill": {"count": 1}, "decode": {"count": 1}},
         "launcher": launcher,
     }
-    return vllm_command(parse_config(document), slot(role), FOLDER, python="python", device="cuda")
+    given = parse_config(document)
+    return vllm_command(given, slot(role), FOLDER, python="python", device="cuda", has_plugin=has_plugin)
+
+
+def test_with_the_plugin_decode_engines_choose_their_chunks_by_their_load() -> None:
+    made = planned("conserve_plus", Role.DECODE, has_plugin=True)
+    assert made.env["CONSERVE_SMALLEST_CHUNK"] == "256"
+    assert {"--max-num-batched-tokens", "--long-prefill-token-threshold"}.isdisjoint(made.argv)
+    for other in (planned("conserve_plus", Role.PREFILL, has_plugin=True), planned("conserve", Role.DECODE)):
+        assert "CONSERVE_SMALLEST_CHUNK" not in other.env
+
+
+def test_chunks_of_one_size_can_be_asked_for() -> None:
+    made = planned("conserve_plus", Role.DECODE, has_plugin=True, smallest_chunk_tokens=0)
+    assert "CONSERVE_SMALLEST_CHUNK" not in made.env
+    assert option(made, "--max-num-batched-tokens") == "512"
 
 
 def test_conserve_plus_gives_decode_engines_small_steps_and_all_engines_priorities() -> None:

@@ -81,7 +81,11 @@ class KvEngine:
         return tokens
 
     async def metric(self, name: str) -> float:
-        return total((await self._client.get(f"{self.url}/metrics")).text, name)
+        return total(await self.metrics(), name)
+
+    async def metrics(self) -> str:
+        """All of the engine's metrics, as Prometheus reads them."""
+        return (await self._client.get(f"{self.url}/metrics")).text
 
 
 def token_ids(count: int, seed: int) -> list[int]:

@@ -34,11 +34,17 @@ def started(actions: list[Action]) -> list[tuple[type[Action], int]]:
     return [(type(action), action.turn_id) for action in actions]
 
 
-def bind(scheduler: Scheduler, conversation: str, prompt_tokens: int = 100, kv_tokens: int = 120) -> str:
+def bind(
+    scheduler: Scheduler,
+    conversation: str,
+    prompt_tokens: int = 100,
+    kv_tokens: int = 120,
+    cached_tokens: int | None = None,
+) -> str:
     """A first turn from arrival to end; the decoder it was bound to."""
     turn = turn_of(conversation, prompt_tokens)
     scheduler.on_turn(turn, 0.0)
-    scheduler.on_prefilled(turn.id, prompt_tokens, 0.0)
+    scheduler.on_prefilled(turn.id, prompt_tokens, 0.0, cached_tokens)
     scheduler.on_first_token(turn.id, 0.0)
     scheduler.on_turn_ended(turn.id, kv_tokens, now_s=0.0)
     found = scheduler.find(conversation)

@@ -44,7 +44,7 @@ def test_a_spilled_turn_weighs_kv_against_waits() -> None:
     pool = prefiller("p0", queued=10**6)
     full_but_idle, empty_but_busy = decoder("d0", free=500), decoder("d1", queued_tokens=8000)
     engines = cluster(pool, full_but_idle, empty_but_busy)
-    assert plus().place(first(100), engines) == Placement(Path.LOCAL_PREFILL, "d1")
+    assert plus(load_weight=0.3).place(first(100), engines) == Placement(Path.LOCAL_PREFILL, "d1")
     assert plus(load_weight=1.0).place(first(100), engines) == Placement(Path.LOCAL_PREFILL, "d0")
 
 
@@ -124,7 +124,7 @@ def acting(*engines: EngineView, load: float = 0.0, **changes: object) -> list[s
 FOUR = [both(f"e{i}") for i in range(4)]
 
 
-@pytest.mark.parametrize(("load", "count"), [(0.0, 0), (0.2, 0), (0.21, 1), (1.2, 1), (1.3, 2), (9.0, 2)])
+@pytest.mark.parametrize(("load", "count"), [(0.0, 0), (0.35, 0), (0.36, 1), (1.35, 1), (1.4, 2), (9.0, 2)])
 def test_the_number_of_prefillers_follows_the_first_turn_load_up_to_half_of_all(
     load: float, count: int
 ) -> None:
@@ -165,11 +165,58 @@ def test_only_a_faster_kind_prefills_for_others() -> None:
     assert acting(both("e0"), both("e1"), fast, load=9.0, min_prefill_speedup=1.5) == ["e2"]
 
 
-def test_one_of_a_faster_kind_acts_under_any_load_while_its_kv_can_be_spared() -> None:
-    fast = both("e2", prefill_tokens_per_s=20_000.0)
-    assert acting(both("e0"), both("e1"), fast, load=0.0, min_prefill_speedup=1.5) == ["e2"]
-    full = [both(f"e{i}", free=100) for i in range(2)]
-    assert acting(*full, fast, load=0.0, min_prefill_speedup=1.5) == []
+def mixed(**of_fast: object) -> tuple[EngineView, ...]:
+    """Two engines, the first of them three times as slow and with more room, both holding conversations."""
+    slow = both("slow", prefill_tokens_per_s=8000.0, decode_step_s=0.03)
+    return slow, both("fast", **({"free": 100, "prefill_tokens_per_s": 24_000.0} | of_fast))
+
+
+def test_a_faster_engine_prefills_for_a_slower_one_beside_its_own_conversations() -> None:
+    placement = plus().place(first(500), cluster(*mixed()))
+    assert placement == Placement(Path.REMOTE_PREFILL, "slow", "fast")
+
+
+def test_but_not_when_the_slower_one_is_ready_sooner() -> None:
+    placement = plus().place(first(500), cluster(*mixed(queued_tokens=8000, running_turns=3)))
+    assert placement == Placement(Path.LOCAL_PREFILL, "slow")
+
+
+def test_nor_when_it_is_hardly_faster() -> None:
+    placement = plus().place(first(500), cluster(*mixed(prefill_tokens_per_s=10_000.0)))
+    assert placement == Placement(Path.LOCAL_PREFILL, "slow")
+
+
+def test_a_faster_engine_takes_conversations_of_its_own() -> None:
+    busy = both("slow", prefill_tokens_per_s=8000.0, running_turns=4, decode_step_s=0.03)
+    placement = plus().place(first(500), cluster(busy, mixed(free=1000)[1]))
+    assert placement == Placement(Path.LOCAL_PREFILL, "fast")
+
+
+def test_a_turn_whose_kv_was_evicted_is_placed_anew() -> None:
+    engines = cluster(decoder("d0", turns=3), decoder("d1"))
+    evicted = later(900, "d0", context=100, evicted_tokens=700)
+    assert plus().place(evicted, engines) == Placement(Path.LOCAL_PREFILL, "d1")
+    assert plus(evicted_share=0.8).place(evicted, engines) == Placement(Path.PINNED, "d0")
+
+
+def test_it_stays_where_no_other_has_room_and_while_another_of_its_turns_runs() -> None:
+    engines = cluster(decoder("d0", turns=3), decoder("d1", free=800))
+    evicted = later(900, "d0", context=0, evicted_tokens=899)
+    assert plus().place(evicted, engines) == Placement(Path.PINNED, "d0")
+    engines = cluster(decoder("d0", turns=3), decoder("d1"))
+    running = later(900, "d0", context=0, evicted_tokens=899, may_move=False)
+    assert plus().place(running, engines) == Placement(Path.PINNED, "d0")
+
+
+def test_a_large_append_to_a_small_context_is_no_eviction() -> None:
+    engines = cluster(decoder("d0", turns=3), decoder("d1"))
+    assert plus().place(later(900, "d0", context=10), engines) == Placement(Path.PINNED, "d0")
+
+
+def test_only_what_a_conversation_does_not_share_needs_room() -> None:
+    engines = cluster(decoder("d0", free=300))
+    assert plus().place(first(900), engines) is None
+    assert plus().place(first(900, shared_tokens=700), engines) == Placement(Path.LOCAL_PREFILL, "d0")
 
 
 def test_all_that_may_act_do_when_their_number_is_not_adapted() -> None:

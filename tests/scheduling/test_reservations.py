@@ -46,6 +46,36 @@ def test_an_oracle_reservation_outlasts_the_count_of_the_first_prompt() -> None:
     assert scheduler.reserved_tokens("a") == 700
 
 
+def test_a_prefix_that_others_hold_too_is_reserved_once() -> None:
+    scheduler = scheduler_of()
+    bind(scheduler, "a", 1000, kv_tokens=1000, cached_tokens=0)
+    assert scheduler.reserved_tokens("a") == 1000
+    bind(scheduler, "b", 1000, kv_tokens=1020, cached_tokens=800)
+    assert scheduler.reserved_tokens("b") == 220
+    turn = turn_of("b", 1100)
+    scheduler.on_turn(turn, 1.0)
+    assert scheduler.reserved_tokens("b") == 300
+    scheduler.on_turn_ended(turn.id, 1150, 2.0)
+    assert scheduler.reserved_tokens("b") == 350
+
+
+def test_until_it_is_known_a_conversation_shares_as_much_as_first_turns_did() -> None:
+    scheduler = scheduler_of()
+    bind(scheduler, "a", 1000, kv_tokens=1000, cached_tokens=500)
+    turn = turn_of("b", 1600)
+    scheduler.on_turn(turn, 1.0)
+    assert scheduler.reserved_tokens("b") == 800
+    scheduler.on_prefilled(turn.id, 1600, 2.0, cached_tokens=100)
+    assert scheduler.reserved_tokens("b") == 1500
+
+
+def test_engines_that_do_not_tell_their_cache_hits_share_nothing() -> None:
+    scheduler = scheduler_of()
+    bind(scheduler, "a", 1000, kv_tokens=1000)
+    scheduler.on_turn(turn_of("b", 900), 1.0)
+    assert scheduler.reserved_tokens("b") == 900
+
+
 def test_kv_that_an_engine_reports_beyond_the_books_holds_new_conversations_back() -> None:
     scheduler = scheduler_of(capacity=100)
     for name in ("d0", "d1"):

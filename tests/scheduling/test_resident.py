@@ -44,6 +44,22 @@ def test_a_conversation_with_a_turn_under_way_is_left_alone() -> None:
     assert context(scheduler, "a", decoder) == 120
 
 
+def test_what_a_decoder_has_evicted_is_told_until_it_is_computed_again() -> None:
+    scheduler = scheduler_of()
+    decoder = bind(scheduler, "a", kv_tokens=120)
+    found = scheduler.find("a")
+    assert found is not None
+    scheduler.on_resident("p0", {"a": 0}, BLOCK)
+    assert found.evicted_tokens == 0  # a prefiller is no decoder
+    scheduler.on_resident(decoder, {"a": 96}, BLOCK)
+    scheduler.on_resident(decoder, {"a": 48}, BLOCK)
+    assert found.evicted_tokens == 72
+    turn = turn_of("a", 150)
+    scheduler.on_turn(turn, 1.0)
+    scheduler.on_first_token(turn.id, 2.0)
+    assert found.evicted_tokens == 0
+
+
 def test_conversations_and_engines_that_are_not_known_are_ignored() -> None:
     scheduler = scheduler_of()
     bind(scheduler, "a")

@@ -250,3 +250,18 @@ def test_a_dead_engine_gives_back_all_its_requests_and_starts_empty() -> None:
     assert [request.conversation for request in one.engine.lose_all()] == names
     assert (one.engine.kv.used, one.engine.running, one.engine.waiting) == (0, 0, 0)
     assert one.engine.plan(1.0) is None
+
+
+def test_chunks_that_follow_the_load_are_small_beside_a_decode_and_large_alone() -> None:
+    one = bench(adapts_chunks=True)
+    one.submit("a", 4096)
+    one.run()
+    assert one.engine.activity.steps == 2
+    one.submit("decodes", 16, 500)
+    one.run(one.now_s + 0.02)
+    steps = one.engine.activity.steps
+    one.submit("b", 1920)
+    one.engine.shorten(one.now_s)
+    while "b" not in one.firsts:
+        one.run(one.engine.run.ends_s if one.engine.run else one.now_s + 0.02)
+    assert one.engine.activity.steps - steps >= 10  # 192 tokens each

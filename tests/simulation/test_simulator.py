@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conserve_sdk.protocol import Path
+from conserve_sdk.protocol import Path, RebindCause
 from conserve_server.core.config import SchedulerConfig
 from conserve_server.core.policy_config import ConServeConfig
 from conserve_server.scheduling.conserve import ConServe
@@ -93,6 +93,18 @@ def test_kv_of_ended_conversations_is_freed_where_engines_release_it() -> None:
     for releases, cached in ((False, True), (True, False)):
         outcome = run("conserve", work, options=Options(releases_kv=releases))
         assert any(engine.kv.cached for engine in outcome.engines.values()) is cached
+
+
+@pytest.mark.parametrize("tells_resident", [False, True])
+def test_a_turn_whose_kv_was_evicted_is_placed_anew_where_engines_tell_it(*, tells_resident: bool) -> None:
+    work = workload(
+        (0.0, conversation("evicted", (1600, 17), (100, 5), gap_s=20.0)),
+        (0.5, conversation("on the other until then", (1800, 17), (10, 5), gap_s=4.0)),
+        (1.0, conversation("in its place", (1500, 17), (10, 5), gap_s=100.0)),
+    )
+    options = Options(kv_budget_fraction=2.0, tells_resident=tells_resident)
+    outcome = run("conserve_plus", work, fleet(0, 2, capacity=2000), options=options)
+    assert outcome.scheduler.rebinds_by_cause.get(RebindCause.MOVED, 0) == int(tells_resident)
 
 
 @pytest.mark.parametrize("policy", SERVED)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from conserve_server.core.config import SchedulerConfig
+    from conserve_server.simulation.engine_model import EngineSettings
     from conserve_server.simulation.fleet import Fleet, SimulatedEngine
     from conserve_server.simulation.host_tier import HostMemory
     from conserve_server.simulation.metrics import Metrics
@@ -45,7 +46,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--config", type=pathlib.Path, help="take scheduler and pool sizes from this TOML file"
     )
     parser.add_argument(
-        "--chunk", type=int, metavar="TOKENS", help="max_num_batched_tokens of decode engines"
+        "--chunk",
+        type=int,
+        metavar="TOKENS",
+        help="max_num_batched_tokens of decode engines; under conserve_plus they follow the load without it",
     )
     parser.add_argument(
         "--power-cap", type=_positive, metavar="WATTS", help="of decode engines; their speed stays"
@@ -56,7 +60,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _add_kv(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--release-kv", action="store_true", help="engines free the KV of ended conversations"
+        "--release-kv",
+        action="store_true",
+        help="engines run conserve_vllm: they free the KV of ended conversations and tell what they evicted",
     )
     parser.add_argument(
         "--host-kv", type=int, metavar="TOKENS", help="give each decode engine a host tier of so much KV"
@@ -86,12 +92,13 @@ def run(args: argparse.Namespace) -> int:
     from conserve_server.simulation.standalone import Standalone
 
     scheduler, prefill, decode, both = _scheduler(args)
-    work, where = _workload(args), _fleet(args, prefill, decode, both)
+    work, where = _workload(args), _fleet(args, scheduler, prefill, decode, both)
     options = Options(
         kv_budget_fraction=scheduler.kv_budget_fraction,
         estimates=scheduler.estimates,
         is_replay=True,
         releases_kv=args.release_kv,
+        tells_resident=args.release_kv,
         fetch_lead_s=args.fetch_lead,
     )
     outcome = Simulator(policy_of(scheduler, is_replay=True), where, options).run(work)
@@ -154,34 +161,50 @@ def _workload(args: argparse.Namespace) -> Workload:
     return arrive(conversations, rate_per_s=args.rate, count=args.count, seed=args.seed, name=args.workload)
 
 
-def _fleet(args: argparse.Namespace, prefill: int, decode: int, both: bool) -> Fleet:
+def _fleet(
+    args: argparse.Namespace, scheduler: SchedulerConfig, prefill: int, decode: int, both: bool
+) -> Fleet:
+    from conserve_server.simulation.engine_model import EngineSettings
     from conserve_server.simulation.fleet import Fleet
 
     prefill_gpu, _, decode_gpu = args.gpu.partition(",")
-    prefillers = [_engine(args, f"prefill-{n}", prefill_gpu, prefills=True) for n in range(prefill)]
+    prefillers = [
+        _engine(args, f"prefill-{n}", prefill_gpu, EngineSettings(max_num_batched_tokens=8192), prefills=True)
+        for n in range(prefill)
+    ]
+    adapts = scheduler.policy == "conserve_plus" and scheduler.conserve_plus.smallest_chunk_tokens > 0
+    settings = EngineSettings(
+        max_num_batched_tokens=args.chunk or 2048,
+        schedules_by_priority=True,
+        adapts_chunks=adapts and args.chunk is None,
+    )
     decoders = [
-        _engine(args, f"decode-{n}", decode_gpu or prefill_gpu, prefills=both, decodes=True)
+        _engine(args, f"decode-{n}", decode_gpu or prefill_gpu, settings, prefills=both, decodes=True)
         for n in range(decode)
     ]
     return Fleet((*prefillers, *decoders))
 
 
 def _engine(
-    args: argparse.Namespace, name: str, gpu: str, *, prefills: bool, decodes: bool = False
+    args: argparse.Namespace,
+    name: str,
+    gpu: str,
+    settings: EngineSettings,
+    *,
+    prefills: bool,
+    decodes: bool = False,
 ) -> SimulatedEngine:
-    from conserve_server.simulation.engine_model import EngineSettings
     from conserve_server.simulation.fleet import SimulatedEngine
     from conserve_server.simulation.plans import Offer
 
     gpu_name, _, timing_file = gpu.partition("@")
     offer = Offer(gpu_name.lower(), 1, 0.0, pathlib.Path(timing_file) if timing_file else None)
     timing, power = offer.timing(args.model), offer.power_with(args.model)
-    chunk = args.chunk if decodes and args.chunk else (2048 if decodes else 8192)
     return SimulatedEngine(
         name=name,
         timing=timing,
         power=power,
-        settings=EngineSettings(max_num_batched_tokens=chunk, schedules_by_priority=True),
+        settings=settings,
         takes_prefills=prefills,
         takes_conversations=decodes,
         power_cap_w=args.power_cap if decodes else None,

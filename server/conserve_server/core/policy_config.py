@@ -31,6 +31,8 @@ class EstimatesConfig(Part):
     """Weight of the newest observation of an engine's speed: the last five count for most."""
     min_speed_sample_tokens: int = Field(default=256, gt=0)
     """Shorter prefills tell the cost of a step rather than a speed, and are not counted."""
+    fresh_smoothing: float = Field(default=0.1, gt=0, le=1)
+    """Weight of the newest first turn in the share of a prompt that is not a shared prefix."""
     transfer_latency_s: float = Field(default=0.005, ge=0)
     """Fixed part of a KV transfer (5.27 ms between A40s in the paper's measurements)."""
     transfer_tokens_per_s: float = Field(default=1_000_000.0, gt=0)
@@ -52,7 +54,7 @@ class ConServePlusConfig(Part):
 
     spill_wait_s: Seconds = 1.5
     """A prefiller whose wait is no longer than this is always used: half of a 3 s target."""
-    load_weight: float = Field(default=0.3, ge=0)
+    load_weight: float = Field(default=3.0, ge=0)
     """Share of KV that one second of wait weighs when a decoder is chosen: KV fills slowly and
     stays, waits pass."""
     growth_outputs: float = Field(default=2.0, ge=0)
@@ -61,15 +63,19 @@ class ConServePlusConfig(Part):
     adapts_prefillers: bool = True
     """Whether engines with both roles act as prefillers by observed load, or all of them do."""
     min_prefill_speedup: float = Field(default=1.5, ge=1)
-    """An engine with both roles prefills for others only where it is so many times as fast as the
-    slowest decoder. Simulated on equal H100s, it never paid to wait in its queue; 1 lets equals act."""
-    prefiller_slack: float = Field(default=0.2, ge=0)
-    """Prefillers' worth of first-turn load that decoders take before one more engine acts."""
+    """An engine with both roles prefills for another only where it is so many times as fast.
+    Simulated on equal H100s, it never paid to wait in its queue; 1 lets equals do it."""
+    prefiller_slack: float = Field(default=0.35, ge=0)
+    """Prefillers' worth of first-turn load that engines take beside conversations before one more
+    of them does nothing else."""
     max_prefiller_share: float = Field(default=0.5, ge=0, le=1)
     """Most engines that may act as prefillers, as a share of all."""
     kv_headroom: float = Field(default=0.72, gt=0, le=1)
     """Share of all KV that bound conversations may fill before engines stop acting as
     prefillers: what a prefiller holds retains no conversation."""
+    evicted_share: float = Field(default=0.7, gt=0, le=1)
+    """Share of a later turn's own tokens that its decoder must have evicted for the turn to be placed
+    anew: there is little left to stay for. Needs `conserve_vllm`, which reports what is left."""
     sends_long_appends: bool = True
     """Whether a later turn may be prefilled by a prefiller when its decoder would take longer."""
     long_append_tokens: int = Field(default=2048, gt=0)
@@ -80,11 +86,15 @@ class ConServePlusConfig(Part):
     """vLLM priority of first turns; continuations have none, which counts as 0 and goes first.
     vLLM refuses the field unless it runs with `--scheduling-policy priority`. Unset: 10 for
     engines that `conserve up` starts, which then run so, and 0 (no field) for listed ones."""
+    smallest_chunk_tokens: int = Field(default=256, ge=0)
+    """Decode engines that `conserve up` starts with `conserve_vllm` prefill chunks of this size while
+    there is time, and larger ones under load, up to vLLM's own `--max-num-batched-tokens`. 0: chunks of
+    `decode_chunk_tokens`, as without the plugin."""
     decode_chunk_tokens: int = Field(default=512, ge=0)
-    """`--max-num-batched-tokens` of the decode engines that `conserve up` starts: gaps between
+    """`--max-num-batched-tokens` of those engines where chunks have one size: gaps between
     tokens stay short while a neighbour is prefilled. 0 leaves vLLM's choice."""
     decode_long_prefill_tokens: int = Field(default=384, ge=0)
-    """`--long-prefill-token-threshold` of those engines: a quarter of a step stays free for short
+    """`--long-prefill-token-threshold` beside it: a quarter of a step stays free for short
     appends beside a long prefill; half of one costs an eighth of the goodput. 0 leaves vLLM's choice."""
 
 

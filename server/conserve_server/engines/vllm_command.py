@@ -21,6 +21,8 @@ UNBOUND = "nobind"
 """vLLM's word for threads that run where the kernel puts them."""
 PLUGIN_ROUTES = "conserve_vllm.ConversationRoutes"
 HOST_TIER = "conserve_vllm.host_tier"
+SMALLEST_CHUNK = "CONSERVE_SMALLEST_CHUNK"
+"""Read by conserve_vllm: prompt tokens of the smallest chunks."""
 _OURS = ("--host", "--port", "--model", "--served-model-name")
 
 
@@ -78,6 +80,7 @@ def vllm_command(
 
     Raises ConfigError where the configuration's flags set what the launcher sets itself.
     """
+    adapts_chunks = has_plugin and _adapts_chunks(config, slot.role)
     recipe = _cpu(config, slot) if device == "cpu" else _cuda(slot)
     pool = pool_of(config, slot.role)
     _refuse_ours("launcher.flags", config.launcher.flags)
@@ -92,12 +95,14 @@ def vllm_command(
         *_max_model_len(config),
         *_kv_transfer(config, slot.role, recipe, has_plugin=has_plugin),
         *recipe.flags,
-        *_scheduling(config, slot.role),
+        *_scheduling(config, slot.role, adapts_chunks=adapts_chunks),
         *model.flags,
         *config.launcher.flags,
         *pool.flags,
     )
-    return EngineCommand(argv, {**_common_env(slot, model), **recipe.env, **config.launcher.env})
+    plus = config.scheduler.conserve_plus
+    chunks = {SMALLEST_CHUNK: str(plus.smallest_chunk_tokens)} if adapts_chunks else {}
+    return EngineCommand(argv, {**_common_env(slot, model), **recipe.env, **chunks, **config.launcher.env})
 
 
 def emulated_command(config: Config, slot: Slot, *, python: str) -> EngineCommand:
@@ -165,14 +170,21 @@ def _max_model_len(config: Config) -> tuple[str, ...]:
     return () if length is None else ("--max-model-len", str(length))
 
 
-def _scheduling(config: Config, role: Role) -> tuple[str, ...]:
+def _adapts_chunks(config: Config, role: Role) -> bool:
+    """Whether the configured policy lets engines of the role choose their chunks by their load."""
+    scheduler = config.scheduler
+    is_plus = scheduler.policy == "conserve_plus" and role is Role.DECODE
+    return is_plus and scheduler.conserve_plus.smallest_chunk_tokens > 0
+
+
+def _scheduling(config: Config, role: Role, *, adapts_chunks: bool) -> tuple[str, ...]:
     """What the configured policy needs of the engines' own schedulers."""
     scheduler, flags = config.scheduler, []
     plus = scheduler.conserve_plus
     is_plus, is_ampd = scheduler.policy == "conserve_plus", scheduler.policy == "ampd"
     if (is_plus and plus.first_turn_priority != 0) or (is_ampd and scheduler.ampd.reorders_prefills):
         flags += ["--scheduling-policy", "priority"]
-    if is_plus and role is Role.DECODE:
+    if is_plus and role is Role.DECODE and not adapts_chunks:
         if plus.decode_chunk_tokens:
             flags += ["--max-num-batched-tokens", str(plus.decode_chunk_tokens)]
         if plus.decode_long_prefill_tokens:

@@ -1,10 +1,10 @@
-"""Which engines act as prefillers now: as many as the observed first-turn load asks for.
+"""Which engines do nothing but prefill now: as many as the observed first-turn load asks for.
 
 Engines that can do nothing else always act. Of those with both roles only a faster kind than
-the slowest decoder acts: among equals a queue and a transfer cost more than they spare. Of a faster
-kind one acts however light the load is, while bound conversations can spare it: what it prefills
-is ready sooner than on the others. The fastest kind acts first, then those with least KV bound:
-nobody is bound to an acting prefiller anew, so the choice keeps itself.
+the slowest decoder acts: among equals a queue and a transfer cost more than they spare. Under a
+load that does not fill one, a faster engine prefills for others beside its own conversations.
+The fastest kind acts first, then those with least KV bound: nobody is bound to an acting
+prefiller anew, so the choice keeps itself.
 """
 
 from __future__ import annotations
@@ -43,8 +43,7 @@ def roles_now(cluster: ClusterView, config: ConServePlusConfig) -> Roles:
     fixed = len(able) - len(both)
     slowest = min((d.prefill_tokens_per_s for d in cluster.decoders), default=0.0)
     free = [e for e in both if e.prefill_tokens_per_s >= config.min_prefill_speedup * slowest]
-    least = int(any(ALIKE * e.prefill_tokens_per_s > slowest for e in free))
-    wanted = min(max(least, _wanted(cluster, able, config)), _affordable(cluster, config)) - fixed
+    wanted = min(_wanted(cluster, able, config), _affordable(cluster, config)) - fixed
     is_fast = {e.name: e.prefill_tokens_per_s >= ALIKE * _fastest(able) for e in free}
     free.sort(key=lambda e: (not is_fast[e.name], e.kv_share))
     prefilling = frozenset(e.name for e in free[: max(0, wanted)])

@@ -28,7 +28,7 @@ class AMPD:
             prefiller = self._roomiest(cluster, bound)
             stays = decoder is None or prefiller is None or self._stays(decoder, prefiller)
             return self._placed(turn, bound, None if stays else prefiller)
-        best = freest(cluster, turn.prompt_tokens)
+        best = freest(cluster, turn.own_tokens)
         return self._placed(turn, best.name, self._roomiest(cluster, best.name)) if best else None
 
     def _stays(self, decoder: EngineView, prefiller: EngineView) -> bool:

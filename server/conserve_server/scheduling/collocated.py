@@ -18,7 +18,7 @@ class Collocated:
         bound = turn.bound_decoder
         if bound is not None and not turn.may_move:
             return placed(turn, bound, None)
-        need = need_of(cluster, turn.prompt_tokens, but=() if bound is None else (bound,))
+        need = need_of(cluster, turn.own_tokens, but=() if bound is None else (bound,))
         decoders = cluster.ordered(LEAST_BUSY)
         best = next((d for d in decoders if d.name == bound or d.free_tokens >= need), None)
         if best is None:

@@ -22,7 +22,7 @@ class CollocatedSticky:
 
     def place(self, turn: TurnView, cluster: ClusterView) -> Placement | None:
         bound = turn.bound_decoder
-        best = least_busy(cluster, turn.prompt_tokens)
+        best = least_busy(cluster, turn.own_tokens)
         if bound is None:
             return placed(turn, best.name, None) if best else None
         if best is None or not turn.may_move or not self._should_leave(turn, cluster.engine(bound), cluster):

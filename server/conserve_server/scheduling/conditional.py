@@ -22,7 +22,7 @@ class Conditional:
     def place(self, turn: TurnView, cluster: ClusterView) -> Placement | None:
         decoder = turn.bound_decoder
         if decoder is None:
-            best = freest(cluster, turn.prompt_tokens)
+            best = freest(cluster, turn.own_tokens)
             if best is None:
                 return None
             decoder = best.name

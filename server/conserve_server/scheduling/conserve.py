@@ -27,7 +27,7 @@ class ConServe:
         if turn.bound_decoder is not None:
             return placed(turn, turn.bound_decoder, None)
         total_tokens = _total_tokens(turn) if self._is_oracle else None
-        decoder = freest_by_tier(cluster, total_tokens or turn.prompt_tokens)
+        decoder = freest_by_tier(cluster, total_tokens or turn.own_tokens)
         if decoder is None:
             return None
         prefiller = shortest_queue_by_tier(cluster, but=(decoder.name,))

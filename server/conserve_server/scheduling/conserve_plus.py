@@ -1,11 +1,12 @@
 """ConServe+: a first turn is prefilled where it is ready first; what arrives is observed, nothing predicted.
 
 Spill: the prefill pool is used while its wait is short or shorter than a decoder's, else the
-first turn is prefilled on the decoder where it will live. A new conversation is held until it
-finds room for itself and for the growth of those bound before it. Later turns stay on their
-decoder; a long append is prefilled elsewhere when that is ready much sooner. First turns may
-carry a later vLLM priority than continuations. Speeds are in every estimate, so that mixed
-tiers need no rule of their own.
+first turn is prefilled on the decoder where it will live. Engines of a faster kind prefill for
+slower ones beside the conversations that they hold. A new conversation is held until it finds
+room for itself and for the growth of those bound before it. Later turns stay on their decoder
+while it holds their KV; what was evicted is placed as if it were new, and a long append is
+prefilled elsewhere when that is ready much sooner. First turns may carry a later vLLM priority
+than continuations. Speeds are in every estimate, so that mixed tiers need no rule of their own.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Final
 
 from conserve_server.core.policy_config import ConServePlusConfig, EstimatesConfig
 from conserve_server.core.turn import Placement
-from conserve_server.scheduling.acting import ALIKE, roles_now
+from conserve_server.scheduling.acting import ALIKE, Roles, roles_now
 from conserve_server.scheduling.choices import (
     FREEST,
     first_of,
@@ -43,24 +44,29 @@ class ConServePlus:
         self._by_wait = Order(takes_prefills, lambda p: (self._estimates.wait_s(p), -p.prefill_tokens_per_s))
 
     def place(self, turn: TurnView, cluster: ClusterView) -> Placement | None:
-        if turn.bound_decoder is not None:
-            return self._place_later(turn, turn.bound_decoder, cluster)
-        return self._place_first(turn, cluster)
+        bound = turn.bound_decoder
+        if bound is None:
+            return self._place_first(turn, cluster)
+        if self._is_evicted(turn):
+            anew = self._place_first(turn, cluster)
+            if anew is not None and anew.decoder != bound:
+                return anew
+        return self._place_later(turn, bound, cluster)
 
     # -- first turns ---------------------------------------------------------------------------
 
     def _place_first(self, turn: TurnView, cluster: ClusterView) -> Placement | None:
-        tokens = turn.prompt_tokens + self._config.growth_outputs * cluster.mean_output_tokens
+        tokens = turn.own_tokens + self._config.growth_outputs * cluster.mean_output_tokens
         roles = roles_now(cluster, self._config)
-        prefiller = self._soonest(turn, cluster, but=roles.holding)
         spill = self._best(cluster, tokens, but=roles.prefilling)
-        if prefiller is None or spill is None:
+        if spill is None:
             return self._placed_locally(turn, self._best(cluster, tokens))
-        if self._should_spill(turn, prefiller, spill):
+        prefiller = self._soonest(turn, cluster, but=self._not_for(spill, roles, cluster))
+        if prefiller is None or self._should_spill(turn, prefiller, spill, roles):
             return self._placed_locally(turn, spill)
         home = spill
         if _are_alike(cluster, but=roles.prefilling):
-            home = first_of(cluster.ordered(FREEST), but=roles.prefilling) or spill
+            home = first_of(cluster.ordered(FREEST), but=roles.prefilling | {prefiller.name}) or spill
         return placed(turn, home.name, prefiller, priority=self._priority(turn))
 
     def _placed_locally(self, turn: TurnView, decoder: EngineView | None) -> Placement | None:
@@ -86,7 +92,7 @@ class ConServePlus:
         best = min(able, key=lambda p: self._ready_s(turn, p), default=None)
         best_s = self._ready_s(turn, best) if best is not None else inf
         fastest = next(cluster.ordered(_FASTEST_PREFILL), None)
-        least_s = turn.prompt_tokens / fastest.prefill_tokens_per_s if fastest is not None else 0.0
+        least_s = turn.own_tokens / fastest.prefill_tokens_per_s if fastest is not None else 0.0
         for prefiller in cluster.ordered(self._by_wait):
             if self._estimates.wait_s(prefiller) + least_s >= best_s:
                 break
@@ -94,11 +100,22 @@ class ConServePlus:
                 best, best_s = prefiller, self._ready_s(turn, prefiller)
         return best
 
-    def _should_spill(self, turn: TurnView, prefiller: EngineView, decoder: EngineView) -> bool:
-        """Whether the pool's wait is long and the decoder would have the turn ready sooner."""
-        if self._estimates.wait_s(prefiller) <= self._config.spill_wait_s:
+    def _not_for(self, decoder: EngineView, roles: Roles, cluster: ClusterView) -> Collection[str]:
+        """The decoder itself, and engines with conversations of their own that are not much faster."""
+        least_speed = self._config.min_prefill_speedup * decoder.prefill_tokens_per_s
+        holding = (cluster.engine(name) for name in roles.holding)
+        slow = {e.name for e in holding if e is not None and e.prefill_tokens_per_s < least_speed}
+        return slow | {decoder.name}
+
+    def _should_spill(self, turn: TurnView, prefiller: EngineView, decoder: EngineView, roles: Roles) -> bool:
+        """Whether the decoder would have the turn ready sooner.
+
+        An engine that only prefills is used all the same while its wait is short.
+        """
+        is_free = prefiller.name not in roles.holding
+        if is_free and self._estimates.wait_s(prefiller) <= self._config.spill_wait_s:
             return False
-        return self._ready_s(turn, prefiller) > self._ready_s(turn, decoder)
+        return self._estimates.remote_s(turn, prefiller, decoder) > self._ready_s(turn, decoder)
 
     def _score(self, decoder: EngineView) -> float:
         """How unwelcome one more conversation is: its KV now, its wait and half its batch's step."""
@@ -118,11 +135,16 @@ class ConServePlus:
         decoder = cluster.engine(bound) if self._is_long(turn, bound) else None
         if decoder is None:
             return placed(turn, bound, None)
-        best = self._soonest(turn, cluster, but={bound, *roles_now(cluster, self._config).holding})
+        roles = roles_now(cluster, self._config)
+        best = self._soonest(turn, cluster, but=self._not_for(decoder, roles, cluster))
         if best is None:
             return placed(turn, bound, None)
         gained = self._estimates.local_s(turn, decoder) / self._estimates.remote_s(turn, best, decoder)
         return placed(turn, bound, best if gained > self._config.append_gain else None)
+
+    def _is_evicted(self, turn: TurnView) -> bool:
+        """Whether most of what the conversation had on its decoder is gone: little is left to stay for."""
+        return turn.may_move and turn.evicted_tokens >= self._config.evicted_share * turn.own_tokens
 
     def _is_long(self, turn: TurnView, bound: str) -> bool:
         is_long = turn.uncached_tokens(bound) >= self._config.long_append_tokens

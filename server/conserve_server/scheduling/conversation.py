@@ -72,7 +72,9 @@ class Conversation:
     decoder. `followers` came before the binding was committed. `running` are turns that were
     sent somewhere under a binding. `context_tokens` is what each engine has computed or
     received of the conversation, by the last count; `kv_tokens` what its decoder must hold,
-    None while only estimated. `rebind_cause` says why it was, or has to be, bound once more.
+    None while only estimated. `shared_tokens` of its prompts are a prefix that others hold too, None
+    until its first turn's cache hit was reported. `evicted_tokens` its decoder has lost since its last
+    turn. `rebind_cause` says why it was, or has to be, bound once more.
     """
 
     id: str
@@ -85,6 +87,8 @@ class Conversation:
     last_prefiller: str | None = None
     hit_share: float | None = None
     kv_tokens: int | None = None
+    shared_tokens: int | None = None
+    evicted_tokens: int = 0
     is_ending: bool = False
     idle_since_s: float = 0.0
     turns: int = 0

@@ -30,7 +30,7 @@ class FullDisaggregation:
         bound = turn.bound_decoder
         if bound is not None and (self._is_sticky or not turn.may_move):
             return bound
-        best = least_busy(cluster, turn.prompt_tokens)
+        best = least_busy(cluster, turn.own_tokens)
         return best.name if best else bound
 
     def _prefiller(self, turn: TurnView, cluster: ClusterView, decoder: str) -> EngineView | None:

@@ -12,7 +12,7 @@ from conserve_server.core.turn import Placement
 from conserve_server.scheduling.actions import Action, StartDecode, StartPrefill
 from conserve_server.scheduling.conversation import TurnState
 from conserve_server.scheduling.engine_pools import EnginePools
-from conserve_server.scheduling.observations import RunningMean, Window
+from conserve_server.scheduling.observations import RunningMean, Smoothed, Window
 from conserve_server.scheduling.policy import ClusterView, LazyClusterView, TurnView
 
 MAX_TRANSFERS: Final = 2
@@ -26,6 +26,7 @@ class Legs:
         self._pools = pools
         self._outputs = RunningMean(config.mean_output_tokens)
         self._first_turns = Window(config.window_s)
+        self._fresh_share = Smoothed(1.0, config.fresh_smoothing)
 
     # -- begin ---------------------------------------------------------------------------------
 
@@ -52,7 +53,16 @@ class Legs:
         state.sent_s = now_s
         state.started_s = now_s if state.started_s is None else state.started_s
         state.expected_hit_tokens = state.conversation.context_tokens.get(engine, 0)
-        return max(1, state.prompt_tokens - state.expected_hit_tokens)
+        return max(1, state.prompt_tokens - max(state.expected_hit_tokens, self.shared_tokens(state)))
+
+    def shared_tokens(self, state: TurnState) -> int:
+        """Prompt tokens that others hold too: as its first turn showed, or as those of others did."""
+        known = state.conversation.shared_tokens
+        return round((1 - self._fresh_share.value) * state.prompt_tokens) if known is None else known
+
+    def own_tokens(self, state: TurnState, tokens: int) -> int:
+        """Of so many tokens of its conversation those that no other holds; at least one."""
+        return max(1, tokens - self.shared_tokens(state))
 
     def _decode(self, state: TurnState, placement: Placement) -> Action:
         decoder = self._pools.find(placement.decoder)
@@ -78,6 +88,7 @@ class Legs:
         if name is None or engine is None or engine.unqueue(state.id) is None:
             return False
         hit_tokens = state.expected_hit_tokens if cached_tokens is None else cached_tokens
+        self._learn_shared(state, cached_tokens)
         engine.prefilled(prompt_tokens - hit_tokens, state.sent_s, now_s)
         state.conversation.context_tokens[name] = prompt_tokens
         state.conversation.last_prefiller = name
@@ -92,6 +103,7 @@ class Legs:
         local_tokens = decoder.unqueue(state.id) if decoder is not None else None
         if not state.is_stranded:
             state.conversation.context_tokens[placement.decoder] = state.prompt_tokens
+            state.conversation.evicted_tokens = 0
         if now_s is None or decoder is None:
             return
         if local_tokens is not None:
@@ -135,6 +147,15 @@ class Legs:
             conversation.context_tokens[placement.decoder] = kv_tokens
         if placement.prefiller is None and cached_tokens is not None and state.expected_hit_tokens:
             conversation.hit_share = cached_tokens / state.expected_hit_tokens
+        if placement.prefiller is None:
+            self._learn_shared(state, cached_tokens)
+
+    def _learn_shared(self, state: TurnState, cached_tokens: int | None) -> None:
+        """What a first turn had cached where nothing of its conversation had been is another's."""
+        if state.index == 0 and cached_tokens is not None and not state.expected_hit_tokens:
+            shared_tokens = min(cached_tokens, state.prompt_tokens)
+            state.conversation.shared_tokens = shared_tokens
+            self._fresh_share.add(1 - shared_tokens / state.prompt_tokens)
 
     # -- views ---------------------------------------------------------------------------------
 
@@ -144,7 +165,7 @@ class Legs:
             self._pools.kept_views,
             now_s=now_s,
             mean_output_tokens=self._outputs.value,
-            first_turn_tokens_per_s=self._first_turns.rate_per_s(now_s),
+            first_turn_tokens_per_s=self._fresh_share.value * self._first_turns.rate_per_s(now_s),
         )
 
     def cluster_for(self, state: TurnState, now_s: float) -> ClusterView:
@@ -186,6 +207,8 @@ class Legs:
             bound_decoder=conversation.decoder,
             last_prefiller=conversation.last_prefiller,
             context_tokens=conversation.context_tokens,
+            shared_tokens=self.shared_tokens(state),
+            evicted_tokens=conversation.evicted_tokens,
             hit_share=conversation.hit_share,
             may_move=not conversation.running,
             total_tokens=state.turn.total_tokens,

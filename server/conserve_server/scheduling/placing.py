@@ -72,7 +72,7 @@ class Placing:
     def _lead(self, state: TurnState, placement: Placement) -> list[Action]:
         """Reserve room on the decoder before anything is sent, so that no KV waits locked on a prefiller."""
         ledger = self._pools.ledgers[placement.decoder]
-        need = placement.reserve_tokens or state.prompt_tokens
+        need = self._legs.own_tokens(state, placement.reserve_tokens or state.prompt_tokens)
         conversation = state.conversation
         ledger.settle(conversation.id, min(need, ledger.budget_tokens))
         conversation.state = State.PREFILLING
@@ -99,7 +99,8 @@ class Placing:
         conversation.state = State.ACTIVE
         conversation.running[state.id] = state
         state.rebind = None
-        self._pools.ledgers[placement.decoder].grow(conversation.id, state.prompt_tokens)
+        own_tokens = self._legs.own_tokens(state, state.prompt_tokens)
+        self._pools.ledgers[placement.decoder].grow(conversation.id, own_tokens)
         return self.start(state, placement)
 
     def _move(self, state: TurnState, placement: Placement) -> list[Action]:
@@ -118,10 +119,11 @@ class Placing:
         conversation, placement = state.conversation, placement_of(state)
         held_tokens = self._pools.ledgers[placement.decoder].held(conversation.id)
         is_estimate = placement.prefiller is None and placement.reserve_tokens is None
-        conversation.kv_tokens = None if is_estimate else held_tokens
+        conversation.kv_tokens = None if is_estimate else held_tokens + self._legs.shared_tokens(state)
         conversation.decoder = placement.decoder
         conversation.state = State.ACTIVE
         conversation.leader = conversation.hit_share = None
+        conversation.evicted_tokens = 0
         conversation.running[state.id] = state
         if state.rebind is not None:
             self.rebinds[state.rebind] += 1

@@ -78,8 +78,8 @@ class Order:
 class ClusterView:
     """The engines that are up, in the order of the configuration, and what was learned of the load.
 
-    `mean_output_tokens`: mean length of the answers so far. `first_turn_tokens_per_s`: prompt
-    tokens of first turns that arrived in a second, averaged over the window.
+    `mean_output_tokens`: mean length of the answers so far. `first_turn_tokens_per_s`: uncached
+    prompt tokens of first turns that arrived in a second, averaged over the window.
     """
 
     engines: tuple[EngineView, ...]
@@ -154,9 +154,11 @@ class TurnView:
 
     `index` counts the conversation's turns from 0. `context_tokens` says how much of the
     conversation's context each engine has computed or received so far; it may have evicted
-    it since. `hit_share` is the part of the expected cache hit that the bound decoder reported
-    for the turn before, None where it reported none. `may_move` is False while another turn
-    of the conversation runs, and its decoder must then stay.
+    it since. `shared_tokens` is the prefix that it shares with others, as its first turn's cache
+    hit showed, until then as those of others did. `evicted_tokens` of its context are gone from
+    the bound decoder, by its engine's own report. `hit_share` is the part of the expected cache
+    hit that the bound decoder reported for the turn before, None where it reported none.
+    `may_move` is False while another turn of the conversation runs, and its decoder must then stay.
     """
 
     conversation_id: str
@@ -166,13 +168,20 @@ class TurnView:
     bound_decoder: str | None = None
     last_prefiller: str | None = None
     context_tokens: Mapping[str, int] = field(default_factory=dict)
+    shared_tokens: int = 0
+    evicted_tokens: int = 0
     hit_share: float | None = None
     may_move: bool = True
     total_tokens: int | None = None
 
     def uncached_tokens(self, engine: str) -> int:
         """Prompt tokens that the engine has not seen; at least one is always computed."""
-        return max(1, self.prompt_tokens - self.context_tokens.get(engine, 0))
+        return max(1, self.prompt_tokens - max(self.shared_tokens, self.context_tokens.get(engine, 0)))
+
+    @property
+    def own_tokens(self) -> int:
+        """Prompt tokens that no other conversation holds: what it adds to the KV of an engine."""
+        return max(1, self.prompt_tokens - self.shared_tokens)
 
 
 class Policy(Protocol):

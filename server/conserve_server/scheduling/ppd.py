@@ -25,7 +25,7 @@ class PPD:
 
     def place(self, turn: TurnView, cluster: ClusterView) -> Placement | None:
         if turn.bound_decoder is None:
-            best = freest(cluster, turn.prompt_tokens)
+            best = freest(cluster, turn.own_tokens)
             return placed(turn, best.name, shortest_queue(cluster, but=(best.name,))) if best else None
         decoder = cluster.engine(turn.bound_decoder)
         prefiller = shortest_queue(cluster, but=(turn.bound_decoder,))

@@ -115,7 +115,8 @@ class Scheduler:
         placement = placement_of(state)
         ledger = self.pools.ledgers[placement.decoder]
         is_exact = state.conversation.leader is state and placement.reserve_tokens is None
-        (ledger.settle if is_exact else ledger.grow)(state.conversation.id, prompt_tokens)
+        own_tokens = self._legs.own_tokens(state, prompt_tokens)
+        (ledger.settle if is_exact else ledger.grow)(state.conversation.id, own_tokens)
         return [self._legs.start_decode(state, now_s), *self._placing.admit()]
 
     def on_prefill_failed(self, turn_id: int, *, is_lost: bool = False) -> list[Action]:
@@ -170,6 +171,8 @@ class Scheduler:
         self._blame(state, is_lost=is_lost)
         is_bound = conversation.decoder is not None
         if not self._placing.has_its_decoder(state):
+            if is_lost and conversation.decoder == decoder:  # bound there anew since the turn was sent
+                self._placing.leave_decoder(conversation, decoder, RebindCause.ENGINE_LOST)
             return [] if state.has_answered else self._placing.place_again(state)
         if is_bound and not is_lost and state.has_answered:
             return []
@@ -187,7 +190,8 @@ class Scheduler:
         self._legs.tokens(state, count, now_s)
         ledger = self.pools.ledgers.get(state.conversation.decoder or "")
         if ledger is not None and turn_id in state.conversation.running:
-            ledger.grow(state.conversation.id, state.prompt_tokens + 1 + state.later_tokens)
+            kv_tokens = state.prompt_tokens + 1 + state.later_tokens
+            ledger.grow(state.conversation.id, self._legs.own_tokens(state, kv_tokens))
         return []
 
     def on_turn_ended(
@@ -269,8 +273,12 @@ class Scheduler:
             conversation = self._conversations.find(conversation_id)
             if conversation is None or conversation.has_turns:
                 continue
-            if held + block_size <= conversation.context_tokens.get(name, 0):
-                conversation.context_tokens[name] = held
+            known = conversation.context_tokens.get(name, 0)
+            if held + block_size > known:
+                continue
+            conversation.context_tokens[name] = held
+            if conversation.decoder == name:
+                conversation.evicted_tokens += known - held
 
     def on_engine_added(self, profile: EngineProfile) -> list[Action]:
         """One more engine is known; it serves once it is up. Raises ValueError for a name that is taken."""
@@ -325,7 +333,8 @@ class Scheduler:
         if kv_tokens is not None:
             conversation.kv_tokens = max(kv_tokens, conversation.kv_tokens or 0)
         if conversation.kv_tokens is not None:
-            (ledger.grow if conversation.running else ledger.settle)(conversation.id, conversation.kv_tokens)
+            own_tokens = self._legs.own_tokens(state, conversation.kv_tokens)
+            (ledger.grow if conversation.running else ledger.settle)(conversation.id, own_tokens)
 
     def _rest(self, conversation: Conversation) -> None:
         if conversation.is_ending or (conversation.decoder is None and not conversation.bindings):

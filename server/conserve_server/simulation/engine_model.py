@@ -19,20 +19,23 @@ from conserve_server.simulation.kv_blocks import KVBlocks, blocks_of
 from conserve_server.simulation.request import Request
 from conserve_server.simulation.runs import Run
 from conserve_server.simulation.timing import EngineTiming, Step
+from conserve_vllm.chunk_rule import ChunkRule
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
     """vLLM's own settings, by their names there. A `long_prefill_token_threshold` of 0 sets none.
 
-    `schedules_by_priority` is `--scheduling-policy priority`. `most_steps` bounds one run of
-    decode steps: 1 computes every step by itself.
+    `schedules_by_priority` is `--scheduling-policy priority`. `adapts_chunks`: `conserve_vllm` sets
+    how much of `max_num_batched_tokens` a step takes, and the threshold (`chunk_rule.py`).
+    `most_steps` bounds one run of decode steps: 1 computes every step by itself.
     """
 
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048
     long_prefill_token_threshold: int = 0
     schedules_by_priority: bool = False
+    adapts_chunks: bool = False
     most_steps: int = 4096
 
 
@@ -67,6 +70,7 @@ class EngineModel:
         self._receiving: dict[int, Request] = {}
         self._prefilling: list[Request] = []
         self._decoding = Decoding()
+        self._rule = ChunkRule(settings.max_num_batched_tokens) if settings.adapts_chunks else None
 
     @property
     def capacity_tokens(self) -> int:
@@ -175,9 +179,7 @@ class EngineModel:
     # -- planning ------------------------------------------------------------------------------
 
     def _chunks(self, now_s: float) -> list[tuple[Request, int]]:
-        settings = self.settings
-        budget = settings.max_num_batched_tokens - self._decoding.count
-        longest = settings.long_prefill_token_threshold or budget
+        budget, longest = self._budget(now_s)
         chunks: list[tuple[Request, int]] = []
         for request in self._prefilling:
             tokens = min(request.length - request.computed, longest, budget)
@@ -185,7 +187,7 @@ class EngineModel:
                 return chunks
             chunks.append((request, tokens))
             budget -= tokens
-        while budget > 0 and self._waiting and self.running < settings.max_num_seqs:
+        while budget > 0 and self._waiting and self.running < self.settings.max_num_seqs:
             request = self._waiting[0][1]
             if not self._admit(request, now_s):
                 break
@@ -195,6 +197,22 @@ class EngineModel:
             chunks.append((request, tokens))
             budget -= tokens
         return chunks
+
+    def _budget(self, now_s: float) -> tuple[int, int]:
+        """Prompt tokens that the next step may take, of all prompts and of one."""
+        budget = self.settings.max_num_batched_tokens - self._decoding.count
+        if self._rule is None:
+            return budget, self.settings.long_prefill_token_threshold or budget
+        if not self._prefilling and not self._waiting:
+            return budget, budget
+        prompts = [*self._prefilling, *(request for _, request in self._waiting[:1])]
+        for request in prompts:
+            if request.waits_since_s is None:
+                request.waits_since_s = now_s
+        waited_s = now_s - min(request.waits_since_s or now_s for request in prompts)
+        tokens, of_one = self._rule.next(now_s, decoding=self._decoding.count, waited_s=waited_s)
+        budget = min(tokens, budget)
+        return budget, of_one or budget
 
     def _admit(self, request: Request, now_s: float) -> bool:
         if not self.kv.admit(request, now_s):
@@ -218,6 +236,8 @@ class EngineModel:
             held += request.computed
         step_s = self.timing.step_s(Step(len(chunks), tokens, held, count, context))
         decode_s = self.timing.step_s(Step(0, 0, 0, count, context)) if count else 0.0
+        if self._rule is not None:
+            self._rule.ran(now_s, now_s + step_s)
         return Run(now_s, 1, step_s, 0.0, min(decode_s, step_s), chunks, tokens)
 
     def _decode(self, now_s: float) -> Run:
@@ -281,6 +301,7 @@ class EngineModel:
     def _produce(self, request: Request, now_s: float, firsts: list[Request], done: list[Request]) -> None:
         """The request's context is in KV and its next token comes out of it."""
         self._prefilling.remove(request)
+        request.waits_since_s = None
         self.kv.prefilled(request)
         if request.produced == 0:
             firsts.append(request)

@@ -76,7 +76,8 @@ class Options:
 
     `is_replay`: turns tell their conversation's total, as `conserve.mode = "oracle"` needs.
     `first_turn_priority`: priority of first turns that the policy gave none. `releases_kv`:
-    engines free a conversation's KV when it ends (stock vLLM does not). `reports_every_s`: how
+    engines free a conversation's KV when it ends, and `tells_resident`: they tell what they still hold of a
+    conversation at rest (stock vLLM does neither, `conserve_vllm` both). `reports_every_s`: how
     often engines report their load; None never. `fetch_lead_s`: how long before a turn its tool
     has ended and its KV is fetched from a host tier; None: the turn loads it itself.
     """
@@ -86,6 +87,7 @@ class Options:
     is_replay: bool = False
     first_turn_priority: int | None = None
     releases_kv: bool = False
+    tells_resident: bool = False
     reports_every_s: float | None = 1.0
     fetch_lead_s: float | None = None
     failures: tuple[Failure, ...] = ()

@@ -23,9 +23,7 @@ from conserve_server.simulation.timing_grid import grid_timing
 _LIMITS_W: Final[Mapping[str, float]] = {"h200": 700, "b200": 1000, "rtx-pro-6000": 600}
 _PREFILL = EngineSettings(max_num_batched_tokens=8192)
 _DECODE = EngineSettings(max_num_batched_tokens=512)
-_PLUS = EngineSettings(
-    max_num_batched_tokens=512, long_prefill_token_threshold=256, schedules_by_priority=True
-)
+_PLUS = EngineSettings(schedules_by_priority=True, adapts_chunks=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ class Request:
     the engine's host tier.
     `computed` tokens of the `length` known ones are in KV; `produced` output tokens came, the
     last of them not in KV yet. While it decodes, `joined_step` and `joined_tokens` say since
-    which step of the engine, and with how many tokens in KV.
+    which step of the engine, and with how many tokens in KV. `waits_since_s`: when the engine first
+    looked for a step for its prompt.
     """
 
     turn_id: int
@@ -37,6 +38,7 @@ class Request:
     joined_step: int = 0
     joined_tokens: int = 0
     last_token_s: float | None = None
+    waits_since_s: float | None = None
     is_over: bool = False
 
     @property

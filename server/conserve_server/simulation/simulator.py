@@ -135,7 +135,11 @@ class Simulator:
         shape = conversation.shape
         total = total_tokens(shape) if self._options.is_replay else None
         turn = Turn(self._next_turn, shape.id, live.prompt_tokens, total)
-        self._turns[turn.id] = TurnLegs(turn, conversation, live)
+        state = self._turns[turn.id] = TurnLegs(turn, conversation, live)
+        if self._options.tells_resident:  # engines tell once a second; what they hold at a turn matters
+            for name in conversation.seen_by:
+                held = {shape.id: self._engines[name].kv.cached_tokens(state.context())}
+                self._scheduler.on_resident(name, held, BLOCK_TOKENS)
         self._perform(self._scheduler.on_turn(turn, self._now_s))
 
     def _end(self, state: TurnLegs) -> None:
