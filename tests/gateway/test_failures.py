@@ -83,10 +83,10 @@ async def test_a_connection_that_breaks_before_the_first_byte_is_not_the_clients
 async def test_one_broken_connection_leaves_the_other_conversations_bound(serve: Serve) -> None:
     async with serve(probe_interval_s=NEVER_S) as gateway:
         for name in ("a", "b", "c"):  # decode-0, decode-1, decode-0
-            await gateway.ask(name, TEXT)
+            await gateway.ask(name, f"{name}: {TEXT}")
         await gateway.fault("decode-0", kind="reset", count=TWICE)
-        moved = await gateway.ask("a", TEXT)
-        stays = await gateway.ask("c", TEXT)
+        moved = await gateway.ask("a", f"a: {TEXT}")
+        stays = await gateway.ask("c", f"c: {TEXT}")
         assert (moved.headers["x-conserve-decoder"], moved.headers["x-conserve-rebind"]) == (
             "decode-1",
             "engine-lost",

@@ -145,9 +145,11 @@ async def test_a_turn_without_room_is_a_503_with_a_reason_and_a_time(
 ) -> None:
     tiny = [engine_config(Role.DECODE, "decode-0", kv_blocks=16)]
     async with serve(decode=tiny, max_wait_s=0.1) as gateway:
-        body = {"model": MODEL, **BODIES[path]}
-        headers = [{"x-session-id": name} for name in "abcdef"]
-        answers = [await gateway.client.post(path, json=body, headers=each) for each in headers]
+        answers = []
+        for name in "abcdef":  # prompts that share nothing
+            own = [{"role": "user", "content": f"{name}: {TEXT}"}]
+            body = {"model": MODEL, **BODIES[path], "messages": own}
+            answers.append(await gateway.client.post(path, json=body, headers={"x-session-id": name}))
         refused = [answer for answer in answers if answer.status_code != 200]
         assert refused
         for answer in refused:

@@ -28,7 +28,7 @@ def turns_of(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 async def converse(gateway: Served, conversation: str, turns: int) -> list[dict[str, Any]]:
     """A conversation of several turns, each with the history so far; the answers."""
-    messages: list[dict[str, str]] = [{"role": "system", "content": TEXT}]
+    messages: list[dict[str, str]] = [{"role": "system", "content": f"{conversation}: {TEXT}"}]
     answers = []
     for number in range(turns):
         messages.append({"role": "user", "content": f"question {number}"})
