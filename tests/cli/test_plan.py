@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 import tomllib
 
 import pytest
@@ -41,9 +42,10 @@ def test_a_plan_is_printed_and_its_configuration_written(
     arguments = [*QUESTION, "--gpu", "h100:2:2.5", "--config", str(config), "--output", str(output)]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
-    assert "cheapest:     collocated_sticky: 1 x h100: 2.50 an hour" in printed
+    found = re.search(r"cheapest:     (\w+: 1 x h100): 2\.50 an hour", printed)
+    assert found is not None  # one engine; which policy takes fewer joules there is the simulator's to say
     assert parse_config(tomllib.loads(config.read_text())).pools.decode.count == 1
-    assert json.loads(output.read_text())["frontier"] == ["collocated_sticky: 1 x h100"]
+    assert json.loads(output.read_text())["frontier"] == [found[1]]
 
 
 @pytest.mark.slow
