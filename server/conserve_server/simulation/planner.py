@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 
 from conserve_server.scheduling.policies import policy_of
+from conserve_server.simulation.fleet import Options
 from conserve_server.simulation.metrics import metrics
 from conserve_server.simulation.plans import Assessed, Candidate, Objectives, Offer
 from conserve_server.simulation.power import fleet_energy
@@ -125,7 +126,12 @@ def assess(question: Question, candidate: Candidate) -> Assessed:
     """Simulate the workload on the candidate."""
     fleet = candidate.fleet(question.model)
     try:
-        outcome = Simulator(policy_of(candidate.scheduler), fleet).run(question.workload)
+        scheduler = candidate.scheduler
+        options = Options(
+            kv_budget_fraction=scheduler.kv_budget_fraction,
+            tells_resident=scheduler.policy == "conserve_plus",
+        )
+        outcome = Simulator(policy_of(scheduler), fleet, options).run(question.workload)
     except ValueError as error:  # a conversation is larger than an engine's KV cache
         return Assessed(candidate, [str(error)])
     gaps = [engine.activity.gaps for engine in outcome.engines.values()]

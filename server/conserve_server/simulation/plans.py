@@ -122,12 +122,10 @@ class Candidate:
     @property
     def scheduler(self) -> SchedulerConfig:
         """The scheduler's part of the configuration."""
-        plus = (
-            ConServePlusConfig(first_turn_priority=10)
-            if self.policy == "conserve_plus"
-            else ConServePlusConfig()
-        )
-        return SchedulerConfig(policy=self.policy, conserve_plus=plus)
+        if self.policy != "conserve_plus":
+            return SchedulerConfig(policy=self.policy)
+        plus = ConServePlusConfig(first_turn_priority=10)
+        return SchedulerConfig(policy=self.policy, kv_budget_fraction=2.0, conserve_plus=plus)
 
     def fleet(self, model: str) -> Fleet:
         """Its engines."""
