@@ -16,7 +16,7 @@ from conserve_server.engines.emulated import EmulatedConfig, EmulatedEngineServe
 from conserve_server.engines.engine import Role
 from conserve_server.engines.engine_log import log_tail
 from conserve_server.engines.guardian import descendants
-from tests.processes import eventually, is_running
+from tests.processes import eventually, is_running, wait_for
 
 pytestmark = pytest.mark.slow
 NOBODY = "http://127.0.0.1:9"
@@ -30,7 +30,7 @@ def env(tmp_path: Path) -> dict[str, str]:
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "logs" / "gateway.log"
-    assert descendants(os.getpid()) == []
+    wait_for(lambda: descendants(os.getpid()) == [], "processes that were killed to be gone")
 
 
 def config(folder: Path, url: str, more: str = "") -> Path:
