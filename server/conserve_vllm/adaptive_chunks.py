@@ -70,6 +70,7 @@ class Pacer:
         """A step is about to be scheduled: set what it may take."""
         prompts = [r for r in scheduler.running if r.num_computed_tokens < r.num_prompt_tokens]
         decoding = len(scheduler.running) - len(prompts)
+        there = len(prompts) + len(scheduler.waiting)
         if scheduler.waiting:
             prompts.append(scheduler.waiting.peek_request())
         since_s = {r.request_id: self._waits_since_s.get(r.request_id, now_s) for r in prompts}
@@ -78,7 +79,7 @@ class Pacer:
             self.restore(scheduler)
             return
         waited_s = now_s - min(since_s.values())
-        tokens, of_one = self._rule.next(now_s, decoding=decoding, waited_s=waited_s)
+        tokens, of_one = self._rule.next(now_s, decoding=decoding, waited_s=waited_s, prompts=there)
         scheduler.max_num_scheduled_tokens = min(self._most, tokens + decoding)
         self._config.long_prefill_token_threshold = of_one
 

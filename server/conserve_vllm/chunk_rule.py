@@ -20,6 +20,8 @@ HOLD_S: Final = 4.5
 """Least time between two changes of the size: busy time follows a change with a lag."""
 PATIENCE_S: Final = 1.0
 """Chunks double when a prompt has waited for so long, and after twice and four times that."""
+CROWD: Final = (4, 8, 16)
+"""Chunks double, too, when so many prompts are there at once: a burst is seen before any has waited."""
 _UP: Final = (0.55, 0.95)
 """Busy shares beyond which chunks double: from the smallest size, and from larger ones."""
 _DOWN: Final = (0.36, 0.6)
@@ -56,15 +58,17 @@ class ChunkRule:
         self._busy_s = self._busy_at(began_s) + ended_s - began_s
         self._seen_s = began_s
 
-    def next(self, now_s: float, *, decoding: int, waited_s: float) -> Chunk:
-        """The chunk of a step that is about to begin, beside so many decodes; `waited_s`: the oldest prompt.
+    def next(self, now_s: float, *, decoding: int, waited_s: float, prompts: int = 1) -> Chunk:
+        """The chunk of a step that is about to begin, beside so many decodes.
 
+        `waited_s` is the wait of the oldest prompt, `prompts` how many are waiting or half done.
         Where nothing decodes nobody waits for a token: the chunk is as large as can be.
         """
         if not decoding:
             return Chunk(self._step_tokens, 0)
         self._follow(now_s)
-        haste = sum(waited_s > PATIENCE_S * times for times in (1, 2, 4))
+        patience = sum(waited_s > PATIENCE_S * times for times in (1, 2, 4))
+        haste = max(patience, sum(prompts >= crowd for crowd in CROWD))
         tokens = min(self._largest_tokens, self._smallest_tokens << (self._level + haste))
         return Chunk(tokens, max(1, int(_OF_ONE * tokens)))
 

@@ -114,6 +114,12 @@ def test_without_prompts_the_engine_has_its_own_settings(scheduler: FakeSchedule
     assert scheduler.scheduler_config.long_prefill_token_threshold == 0
 
 
+def test_four_prompts_at_once_get_larger_chunks(scheduler: FakeScheduler) -> None:
+    scheduler.running += [Request("decoding", 10, 10), Request("half done", 5000, 1000)]
+    scheduler.waiting += [Request(name, 5000) for name in "abc"]
+    assert sum(step(scheduler).values()) == 512 + 1
+
+
 def test_a_prompt_that_waits_long_gets_larger_chunks(
     scheduler: FakeScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,6 +73,15 @@ def test_a_prompt_that_waits_long_is_taken_in_larger_chunks(waited_s: float, tok
     assert size(ChunkRule(2048), 0.0, waited_s=waited_s) == tokens
 
 
+@pytest.mark.parametrize(("prompts", "tokens"), [(3, 256), (4, 512), (8, 1024), (16, 2048), (99, 2048)])
+def test_a_crowd_of_prompts_is_taken_in_larger_chunks_before_any_has_waited(prompts: int, tokens: int) -> None:
+    assert ChunkRule(2048).next(0.0, decoding=1, waited_s=0.0, prompts=prompts).tokens == tokens
+
+
+def test_a_crowd_and_a_wait_do_not_add_up() -> None:
+    assert ChunkRule(2048).next(0.0, decoding=1, waited_s=1.1, prompts=4).tokens == 512
+
+
 def test_no_chunk_is_larger_than_what_the_engine_takes() -> None:
     assert size(ChunkRule(100), 0.0, waited_s=99) == 100
     assert ChunkRule(1).next(0.0, decoding=1, waited_s=0.0) == Chunk(1, 1)

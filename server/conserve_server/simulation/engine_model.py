@@ -210,7 +210,12 @@ class EngineModel:
             if request.waits_since_s is None:
                 request.waits_since_s = now_s
         waited_s = now_s - min(request.waits_since_s or now_s for request in prompts)
-        tokens, of_one = self._rule.next(now_s, decoding=self._decoding.count, waited_s=waited_s)
+        tokens, of_one = self._rule.next(
+            now_s,
+            decoding=self._decoding.count,
+            waited_s=waited_s,
+            prompts=len(self._prefilling) + len(self._waiting),
+        )
         budget = min(tokens, budget)
         return budget, of_one or budget
 
