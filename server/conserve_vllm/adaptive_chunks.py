@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from conserve_vllm.chunk_rule import ChunkRule
+from conserve_vllm.chunk_rule import ChunkRule, felt_wait_s
 from conserve_vllm.settings import positive
 
 SMALLEST: Final = "CONSERVE_SMALLEST_CHUNK"
@@ -78,7 +78,7 @@ class Pacer:
         if not prompts:
             self.restore(scheduler)
             return
-        waited_s = now_s - min(since_s.values())
+        waited_s = max(felt_wait_s(now_s - since_s[r.request_id], r.priority) for r in prompts)
         tokens, of_one = self._rule.next(now_s, decoding=decoding, waited_s=waited_s, prompts=there)
         scheduler.max_num_scheduled_tokens = min(self._most, tokens + decoding)
         self._config.long_prefill_token_threshold = of_one

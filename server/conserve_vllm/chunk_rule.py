@@ -20,8 +20,10 @@ HOLD_S: Final = 4.5
 """Least time between two changes of the size: busy time follows a change with a lag."""
 PATIENCE_S: Final = 1.0
 """Chunks double when a prompt has waited for so long, and after twice and four times that."""
-CROWD: Final = (4, 8, 16)
+CROWD: Final = (6, 12, 24)
 """Chunks double, too, when so many prompts are there at once: a burst is seen before any has waited."""
+URGENT_X: Final = 1.5
+"""Waits of prompts that go first, those of later turns, count so much more: users allow them less."""
 _UP: Final = (0.55, 0.95)
 """Busy shares beyond which chunks double: from the smallest size, and from larger ones."""
 _DOWN: Final = (0.36, 0.6)
@@ -36,6 +38,11 @@ class Chunk(NamedTuple):
 
     tokens: int
     of_one_prompt: int
+
+
+def felt_wait_s(waited_s: float, priority: int) -> float:
+    """The wait of a prompt of this vLLM priority, as `next` takes it. The lowest number goes first."""
+    return waited_s * URGENT_X if priority <= 0 else waited_s
 
 
 class ChunkRule:
@@ -61,8 +68,8 @@ class ChunkRule:
     def next(self, now_s: float, *, decoding: int, waited_s: float, prompts: int = 1) -> Chunk:
         """The chunk of a step that is about to begin, beside so many decodes.
 
-        `waited_s` is the wait of the oldest prompt, `prompts` how many are waiting or half done.
-        Where nothing decodes nobody waits for a token: the chunk is as large as can be.
+        `waited_s` is the longest wait that a prompt feels (`felt_wait_s`), `prompts` how many are
+        waiting or half done. Where nothing decodes nobody waits for a token: the chunk is as large as can be.
         """
         if not decoding:
             return Chunk(self._step_tokens, 0)

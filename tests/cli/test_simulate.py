@@ -109,3 +109,11 @@ def test_a_host_tier_that_is_none_is_refused(
 ) -> None:
     assert main([*SMALL, *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_power_cap_slows_prefills_and_hardly_decodes(capsys: pytest.CaptureFixture[str]) -> None:
+    pools = ("--policy", "collocated_sticky", "--prefill", "0", "--decode", "2")
+    whole = document(capsys, *pools)
+    capped = document(capsys, *pools, "--power-cap", "500")
+    assert capped["metrics"]["ttft_s"]["p50"] > 1.1 * whole["metrics"]["ttft_s"]["p50"]
+    assert 1 < capped["metrics"]["gap_p50_s"] / whole["metrics"]["gap_p50_s"] < 1.1

@@ -17,6 +17,7 @@ class Request:
     request_id: str
     num_prompt_tokens: int
     num_computed_tokens: int = 0
+    priority: int = 0
 
 
 @dataclass
@@ -114,22 +115,23 @@ def test_without_prompts_the_engine_has_its_own_settings(scheduler: FakeSchedule
     assert scheduler.scheduler_config.long_prefill_token_threshold == 0
 
 
-def test_four_prompts_at_once_get_larger_chunks(scheduler: FakeScheduler) -> None:
+def test_six_prompts_at_once_get_larger_chunks(scheduler: FakeScheduler) -> None:
     scheduler.running += [Request("decoding", 10, 10), Request("half done", 5000, 1000)]
-    scheduler.waiting += [Request(name, 5000) for name in "abc"]
+    scheduler.waiting += [Request(name, 5000) for name in "abcde"]
     assert sum(step(scheduler).values()) == 512 + 1
 
 
-def test_a_prompt_that_waits_long_gets_larger_chunks(
-    scheduler: FakeScheduler, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("priority", "tokens"), [(10, 384), (0, 768)])
+def test_a_prompt_that_waits_long_gets_larger_chunks_sooner_where_it_goes_first(
+    scheduler: FakeScheduler, monkeypatch: pytest.MonkeyPatch, priority: int, tokens: int
 ) -> None:
     now_s = 100.0
     monkeypatch.setattr("conserve_vllm.adaptive_chunks.time.monotonic", lambda: now_s)
     scheduler.running.append(Request("decoding", 10, 10))
-    scheduler.waiting.append(Request("a", 50_000))
+    scheduler.waiting.append(Request("a", 50_000, priority=priority))
     assert step(scheduler)["a"] == 192
     now_s = 101.5
-    assert step(scheduler)["a"] == 384
+    assert step(scheduler)["a"] == tokens
     now_s = 110.0
     assert step(scheduler)["a"] == 1536
 

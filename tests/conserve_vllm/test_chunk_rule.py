@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from conserve_vllm.chunk_rule import HOLD_S, WINDOW_S, Chunk, ChunkRule
+from conserve_vllm.chunk_rule import HOLD_S, WINDOW_S, Chunk, ChunkRule, felt_wait_s
 
 
 def size(rule: ChunkRule, now_s: float, *, decoding: int = 1, waited_s: float = 0.0) -> int:
@@ -73,13 +73,19 @@ def test_a_prompt_that_waits_long_is_taken_in_larger_chunks(waited_s: float, tok
     assert size(ChunkRule(2048), 0.0, waited_s=waited_s) == tokens
 
 
-@pytest.mark.parametrize(("prompts", "tokens"), [(3, 256), (4, 512), (8, 1024), (16, 2048), (99, 2048)])
-def test_a_crowd_of_prompts_is_taken_in_larger_chunks_before_any_has_waited(prompts: int, tokens: int) -> None:
+@pytest.mark.parametrize(("prompts", "tokens"), [(5, 256), (6, 512), (12, 1024), (24, 2048), (99, 2048)])
+def test_a_crowd_of_prompts_is_taken_in_larger_chunks_before_any_has_waited(
+    prompts: int, tokens: int
+) -> None:
     assert ChunkRule(2048).next(0.0, decoding=1, waited_s=0.0, prompts=prompts).tokens == tokens
 
 
+def test_a_wait_is_felt_longer_by_what_goes_first() -> None:
+    assert (felt_wait_s(2.0, 10), felt_wait_s(2.0, 0), felt_wait_s(2.0, -1)) == (2.0, 3.0, 3.0)
+
+
 def test_a_crowd_and_a_wait_do_not_add_up() -> None:
-    assert ChunkRule(2048).next(0.0, decoding=1, waited_s=1.1, prompts=4).tokens == 512
+    assert ChunkRule(2048).next(0.0, decoding=1, waited_s=1.1, prompts=6).tokens == 512
 
 
 def test_no_chunk_is_larger_than_what_the_engine_takes() -> None:

@@ -68,3 +68,17 @@ def test_a_file_that_is_missing_or_not_toml_is_named(tmp_path: Path) -> None:
 def test_a_folder_is_no_configuration(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="can't be read"):
         load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "fraction"),
+    [
+        ({}, 0.9),
+        ({"policy": "conserve_plus"}, 2.0),
+        ({"policy": "conserve_plus", "kv_budget_fraction": 0.8}, 0.8),
+        ({"policy": "collocated"}, 0.9),
+    ],
+)
+def test_the_kv_budget_has_a_default_for_each_policy(scheduler: dict[str, object], fraction: float) -> None:
+    document = {"scheduler": scheduler, "pools": {"decode": {"count": 1}}}
+    assert parse_config(document).scheduler.budget_fraction == fraction

@@ -55,3 +55,16 @@ def test_the_conversations_that_came_last_are_beyond_the_budget() -> None:
     assert ledger.beyond_budget == frozenset()
     ledger.grow("a", 500)
     assert ledger.beyond_budget == {"c"}
+
+
+def test_beyond_the_decoders_kv_is_beyond_a_larger_budget_too() -> None:
+    ledger = DecoderLedger(1000, 2.0)
+    for name in "abc":
+        ledger.settle(name, 400)
+    assert (ledger.beyond_budget, ledger.overcommitted_tokens) == ({"c"}, 0)
+
+
+def test_a_decoder_of_unknown_kv_has_no_conversation_beyond_it() -> None:
+    ledger = DecoderLedger(None, 2.0)
+    ledger.settle("a", 10**9)
+    assert ledger.beyond_budget == frozenset()

@@ -52,7 +52,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="max_num_batched_tokens of decode engines; under conserve_plus they follow the load without it",
     )
     parser.add_argument(
-        "--power-cap", type=_positive, metavar="WATTS", help="of decode engines; their speed stays"
+        "--power-cap",
+        type=_positive,
+        metavar="WATTS",
+        help="of decode engines: fewer watts, slower prefills, hardly slower decodes",
     )
     _add_kv(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -94,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     scheduler, prefill, decode, both = _scheduler(args)
     work, where = _workload(args), _fleet(args, scheduler, prefill, decode, both)
     options = Options(
-        kv_budget_fraction=scheduler.kv_budget_fraction,
+        kv_budget_fraction=scheduler.budget_fraction,
         estimates=scheduler.estimates,
         is_replay=True,
         releases_kv=args.release_kv,
@@ -198,7 +201,8 @@ def _engine(
     from conserve_server.simulation.plans import Offer
 
     gpu_name, _, timing_file = gpu.partition("@")
-    offer = Offer(gpu_name.lower(), 1, 0.0, pathlib.Path(timing_file) if timing_file else None)
+    cap_w: float | None = args.power_cap if decodes else None
+    offer = Offer(gpu_name.lower(), 1, 0.0, pathlib.Path(timing_file) if timing_file else None, cap_w)
     timing, power = offer.timing(args.model), offer.power_with(args.model)
     return SimulatedEngine(
         name=name,
@@ -207,7 +211,7 @@ def _engine(
         settings=settings,
         takes_prefills=prefills,
         takes_conversations=decodes,
-        power_cap_w=args.power_cap if decodes else None,
+        power_cap_w=cap_w,
         host=_host(args, timing.kv_bytes_per_token) if decodes else None,
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, StringConstraints, ValidationError, field_validator, model_validator
@@ -129,14 +129,19 @@ class GatewayConfig(Part):
         return origins
 
 
+KV_BUDGET_FRACTION: Final = 0.9
+CONSERVE_PLUS_KV_BUDGET_FRACTION: Final = 2.0
+"""It follows what is evicted of whom, and coding sessions wait otherwise for room that nobody uses."""
+
+
 class SchedulerConfig(Part):
     """Which policy places conversations, its budget, and the constants of each policy."""
 
     policy: str = "conserve"
-    kv_budget_fraction: float = Field(default=0.9, gt=0, le=2)
-    """Share of a decoder's KV tokens that reservations may fill at admission. The rest is
-    room for bound conversations to grow. Above 1 counts on conversations that wait for a tool or
-    a person: what is cached of them can be evicted, and is computed again."""
+    kv_budget_fraction: float | None = Field(default=None, gt=0, le=2)
+    """Share of a decoder's KV tokens that reservations may fill at admission; None: the policy's own.
+    The rest is room for bound conversations to grow. Above 1 counts on conversations that wait for a
+    tool or a person: what is cached of them can be evicted, and is computed again."""
     estimates: EstimatesConfig = EstimatesConfig()
     conserve: ConServeConfig = ConServeConfig()
     conserve_plus: ConServePlusConfig = ConServePlusConfig()
@@ -146,6 +151,14 @@ class SchedulerConfig(Part):
     ppd: PPDConfig = PPDConfig()
     ampd: AMPDConfig = AMPDConfig()
     ampd_emulated: AMPDEmulatedConfig = AMPDEmulatedConfig()
+
+    @property
+    def budget_fraction(self) -> float:
+        """The KV budget as configured, or else the policy's."""
+        if self.kv_budget_fraction is not None:
+            return self.kv_budget_fraction
+        is_plus = self.policy == "conserve_plus"
+        return CONSERVE_PLUS_KV_BUDGET_FRACTION if is_plus else KV_BUDGET_FRACTION
 
 
 class PoolConfig(Part):

@@ -171,7 +171,7 @@ def _core(given: _Given, stack: ExitStack) -> _Core:
     scheduler = Scheduler(
         given.policy,
         engines=engine_profiles(config, given.specs),
-        kv_budget_fraction=config.scheduler.kv_budget_fraction,
+        kv_budget_fraction=config.scheduler.budget_fraction,
         estimates=config.scheduler.estimates,
     )
     coordinator = Coordinator(

@@ -54,13 +54,16 @@ class DecoderLedger:
 
     @property
     def beyond_budget(self) -> frozenset[str]:
-        """The conversations that came last, as far as the budget has no room for them."""
-        if self._total <= self.budget_tokens:
+        """The conversations that came last, as far as the budget, or the KV itself, has no room for them."""
+        room = self.budget_tokens
+        if self.capacity_tokens is not None:
+            room = min(room, self.capacity_tokens)
+        if self._total <= room:
             return frozenset()
         beyond, total = [], 0
         for name, tokens in self._reserved.items():
             total += tokens
-            if total > self.budget_tokens:
+            if total > room:
                 beyond.append(name)
         return frozenset(beyond)
 

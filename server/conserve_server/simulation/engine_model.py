@@ -19,7 +19,7 @@ from conserve_server.simulation.kv_blocks import KVBlocks, blocks_of
 from conserve_server.simulation.request import Request
 from conserve_server.simulation.runs import Run
 from conserve_server.simulation.timing import EngineTiming, Step
-from conserve_vllm.chunk_rule import ChunkRule
+from conserve_vllm.chunk_rule import ChunkRule, felt_wait_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,10 +206,11 @@ class EngineModel:
         if not self._prefilling and not self._waiting:
             return budget, budget
         prompts = [*self._prefilling, *(request for _, request in self._waiting[:1])]
+        waited_s = 0.0
         for request in prompts:
             if request.waits_since_s is None:
                 request.waits_since_s = now_s
-        waited_s = now_s - min(request.waits_since_s or now_s for request in prompts)
+            waited_s = max(waited_s, felt_wait_s(now_s - request.waits_since_s, request.priority))
         tokens, of_one = self._rule.next(
             now_s,
             decoding=self._decoding.count,

@@ -20,7 +20,7 @@ NVLINK_OR_RDMA = Link(latency_s=0.005, bytes_per_s=40e9)
 class SimulatedEngine:
     """One engine: its roles, its model's timing on its GPU, its settings, its watts.
 
-    `power_cap_w` bounds the watts; that it also slows the engine is for `timing` to say.
+    `power_cap_w` bounds the watts; that it also slows the engine is for `timing` to say (`CappedTiming`).
     Speeds are None where the scheduler is to observe them (`tiers` in a configuration).
     """
 

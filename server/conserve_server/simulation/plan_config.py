@@ -28,7 +28,7 @@ def _lines(candidate: Candidate, model: str) -> Iterator[str]:
     yield "[scheduler]"
     yield f"policy = {json.dumps(candidate.policy)}"
     if candidate.policy == "conserve_plus":
-        yield f"kv_budget_fraction = {candidate.scheduler.kv_budget_fraction:g}"
+        yield f"kv_budget_fraction = {candidate.scheduler.budget_fraction:g}"
         yield ""
         yield "[scheduler.conserve_plus]"
         yield f"first_turn_priority = {candidate.scheduler.conserve_plus.first_turn_priority}"

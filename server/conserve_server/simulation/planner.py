@@ -128,7 +128,7 @@ def assess(question: Question, candidate: Candidate) -> Assessed:
     try:
         scheduler = candidate.scheduler
         options = Options(
-            kv_budget_fraction=scheduler.kv_budget_fraction,
+            kv_budget_fraction=scheduler.budget_fraction,
             tells_resident=scheduler.policy == "conserve_plus",
         )
         outcome = Simulator(policy_of(scheduler), fleet, options).run(question.workload)

@@ -125,7 +125,7 @@ class Candidate:
         if self.policy != "conserve_plus":
             return SchedulerConfig(policy=self.policy)
         plus = ConServePlusConfig(first_turn_priority=10)
-        return SchedulerConfig(policy=self.policy, kv_budget_fraction=2.0, conserve_plus=plus)
+        return SchedulerConfig(policy=self.policy, conserve_plus=plus)
 
     def fleet(self, model: str) -> Fleet:
         """Its engines."""
