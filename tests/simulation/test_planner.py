@@ -88,20 +88,26 @@ def test_a_question_is_answered_the_same_each_time() -> None:
 
 
 @pytest.mark.parametrize(
-    "candidate",
+    ("candidate", "pools"),
     [
-        sticky(2),
-        Candidate("conserve_plus", Offer("h100", 4, 2.5, cap_w=500.0), 3),
-        Candidate("conserve", A100, 2, H100, 1),
+        (sticky(2), (0, 2)),
+        (
+            Candidate("conserve_plus", Offer("h100", 4, 2.5, cap_w=500.0), 3, smallest_chunk_tokens=512),
+            (0, 3),
+        ),
+        (Candidate("conserve_plus", A100, 3, H100, 1), (0, 4)),
+        (Candidate("conserve", A100, 2, H100, 1), (1, 2)),
     ],
 )
-def test_a_plan_is_a_configuration_that_can_be_used(candidate: Candidate) -> None:
+def test_a_plan_is_a_configuration_that_can_be_used(candidate: Candidate, pools: tuple[int, int]) -> None:
     config = parse_config(tomllib.loads(plan_config(candidate, "Qwen/Qwen3-8B")))
     assert config.model == "Qwen/Qwen3-8B"
     assert config.scheduler.policy == candidate.policy
-    assert config.pools.decode.count == candidate.decoders
-    assert config.pools.prefill.count == candidate.prefillers
-    assert set(config.pools.decode.tiers) == {tier_name(candidate.decode)}
+    assert (config.pools.prefill.count, config.pools.decode.count) == pools
+    assert config.pools.decode.tiers[-1] == tier_name(candidate.decode)
+    assert config.scheduler == candidate.scheduler.model_copy(
+        update={"kv_budget_fraction": config.scheduler.kv_budget_fraction}
+    )
     assert (config.tiers[tier_name(candidate.decode)].prefill_tokens_per_s or 0) > 1000
 
 
@@ -124,3 +130,24 @@ def test_watts_fitted_to_a_model_are_taken_where_they_are_known() -> None:
     assert H100.power_with("Qwen/Qwen3-8B").name == "h100-qwen3-8b"
     assert H100.power_with("qwen3-32b") == H100.power
     assert Offer("h200", 1, 1.0).power_with("qwen3-8b").is_assumed
+
+
+def test_engines_of_two_kinds_under_conserve_plus_all_have_both_roles() -> None:
+    mixed = Candidate("conserve_plus", A100, 3, H100, 1)
+    engines = mixed.fleet("qwen3-8b").engines
+    assert [each.takes_prefills and each.takes_conversations for each in engines] == [True] * 4
+    fast, slow = (offer.prefill_tokens_per_s("qwen3-8b") for offer in (H100, A100))
+    assert fast > 2 * slow
+    assert [each.prefill_tokens_per_s for each in engines] == [fast, slow, slow, slow]
+    assert mixed.label == "conserve_plus: 1 x h100 + 3 x a100, chunks from 256 tokens"
+
+
+def test_two_kinds_of_gpu_are_searched_apart_and_together() -> None:
+    labels = [
+        family.candidates[-1].label for family in families_of((Offer("h100", 3, 2.5), Offer("a100", 3, 1.3)))
+    ]
+    assert "conserve_plus: 3 x h100, chunks from 512 tokens" in labels
+    assert "conserve: 3 x h100 prefill + 3 x a100 decode" in labels
+    assert "conserve_plus: 1 x h100 + 3 x a100, chunks from 256 tokens" in labels
+    plus = [label for label in labels if label.startswith("conserve_plus")]
+    assert len(plus) == len(set(plus)) == 10

@@ -175,11 +175,13 @@ def _fleet(
         _engine(args, f"prefill-{n}", prefill_gpu, EngineSettings(max_num_batched_tokens=8192), prefills=True)
         for n in range(prefill)
     ]
-    adapts = scheduler.policy == "conserve_plus" and scheduler.conserve_plus.smallest_chunk_tokens > 0
+    smallest = scheduler.conserve_plus.smallest_chunk_tokens
+    adapts = scheduler.policy == "conserve_plus" and smallest > 0
     settings = EngineSettings(
         max_num_batched_tokens=args.chunk or 2048,
         schedules_by_priority=True,
         adapts_chunks=adapts and args.chunk is None,
+        smallest_chunk_tokens=smallest,
     )
     decoders = [
         _engine(args, f"decode-{n}", decode_gpu or prefill_gpu, settings, prefills=both, decodes=True)

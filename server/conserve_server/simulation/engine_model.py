@@ -19,7 +19,7 @@ from conserve_server.simulation.kv_blocks import KVBlocks, blocks_of
 from conserve_server.simulation.request import Request
 from conserve_server.simulation.runs import Run
 from conserve_server.simulation.timing import EngineTiming, Step
-from conserve_vllm.chunk_rule import ChunkRule, felt_wait_s
+from conserve_vllm.chunk_rule import SMALLEST_TOKENS, ChunkRule, felt_wait_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,8 @@ class EngineSettings:
     """vLLM's own settings, by their names there. A `long_prefill_token_threshold` of 0 sets none.
 
     `schedules_by_priority` is `--scheduling-policy priority`. `adapts_chunks`: `conserve_vllm` sets
-    how much of `max_num_batched_tokens` a step takes, and the threshold (`chunk_rule.py`).
+    how much of `max_num_batched_tokens` a step takes, and the threshold (`chunk_rule.py`), from
+    `smallest_chunk_tokens` on.
     `most_steps` bounds one run of decode steps: 1 computes every step by itself.
     """
 
@@ -36,6 +37,7 @@ class EngineSettings:
     long_prefill_token_threshold: int = 0
     schedules_by_priority: bool = False
     adapts_chunks: bool = False
+    smallest_chunk_tokens: int = SMALLEST_TOKENS
     most_steps: int = 4096
 
 
@@ -70,7 +72,8 @@ class EngineModel:
         self._receiving: dict[int, Request] = {}
         self._prefilling: list[Request] = []
         self._decoding = Decoding()
-        self._rule = ChunkRule(settings.max_num_batched_tokens) if settings.adapts_chunks else None
+        rule = ChunkRule(settings.max_num_batched_tokens, settings.smallest_chunk_tokens)
+        self._rule = rule if settings.adapts_chunks else None
 
     @property
     def capacity_tokens(self) -> int:

@@ -22,6 +22,8 @@ from conserve_server.simulation.simulator import Simulator
 from conserve_server.simulation.workload import Workload
 
 _PREFILL_SHARES = (0.125, 0.25, 0.5)
+_SMALLEST_CHUNKS = (256, 512)
+"""Of ConServe+: which is better depends on the objective for gaps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +79,10 @@ def families_of(offers: Sequence[Offer]) -> Iterator[Family]:
     """Collocated and split fleets of each offer, and prefillers of one with decoders of another."""
     for offer in offers:
         sizes = range(1, offer.count + 1)
-        for policy in ("collocated_sticky", "conserve_plus"):
-            yield Family(tuple(Candidate(policy, offer, size) for size in sizes))
+        yield Family(tuple(Candidate("collocated_sticky", offer, size) for size in sizes))
+        for smallest in _SMALLEST_CHUNKS:
+            plus = [Candidate("conserve_plus", offer, size, smallest_chunk_tokens=smallest) for size in sizes]
+            yield Family(tuple(plus))
         for share in _PREFILL_SHARES:
             split = [_split(offer, size, share) for size in sizes[1:]]
             family = tuple(each for each in dict.fromkeys(split) if each is not None)
@@ -86,7 +90,9 @@ def families_of(offers: Sequence[Offer]) -> Iterator[Family]:
                 yield Family(family)
     for first, second in itertools.permutations(offers, 2):
         if first.gpu != second.gpu:
-            yield from _mixed(first, second)
+            yield from _mixed("conserve", first, second, (1, 3))
+            # One of each is the same fleet both ways round.
+            yield from _mixed("conserve_plus", first, second, (1, 3) if first.gpu < second.gpu else (3,))
 
 
 def _split(offer: Offer, size: int, share: float) -> Candidate | None:
@@ -96,14 +102,13 @@ def _split(offer: Offer, size: int, share: float) -> Candidate | None:
     return Candidate("conserve", offer, size - prefillers, offer, prefillers)
 
 
-def _mixed(first: Offer, second: Offer) -> Iterator[Family]:
+def _mixed(policy: str, first: Offer, second: Offer, each: Sequence[int]) -> Iterator[Family]:
     """Prefillers of `first`, decoders of `second`: one prefiller for every so many decoders."""
-    for decoders_each in (1, 3):
-        sizes = range(1, second.count + 1)
-        family = [Candidate("conserve", second, size, first, -(-size // decoders_each)) for size in sizes]
-        fitting = tuple(each for each in family if each.prefillers <= first.count)
-        if fitting:
-            yield Family(fitting)
+    chunks = _SMALLEST_CHUNKS if policy == "conserve_plus" else _SMALLEST_CHUNKS[:1]
+    for decoders_each, smallest in itertools.product(each, chunks):
+        sizes = range(1, min(second.count, first.count * decoders_each) + 1)
+        counts = ((size, -(-size // decoders_each)) for size in sizes)
+        yield Family(tuple(Candidate(policy, second, size, first, count, smallest) for size, count in counts))
 
 
 def search(question: Question, family: Family) -> list[Assessed]:

@@ -16,14 +16,17 @@ from conserve_server.simulation.engine_model import EngineSettings
 from conserve_server.simulation.fleet import Fleet, SimulatedEngine
 from conserve_server.simulation.metrics import Metrics
 from conserve_server.simulation.power_cap import CappedTiming
-from conserve_server.simulation.timing import EngineTiming
+from conserve_server.simulation.timing import EngineTiming, Step
 from conserve_server.simulation.timing_grid import grid_timing
+from conserve_vllm.chunk_rule import SMALLEST_TOKENS
 
 # Limits of GPUs whose watts by phase nobody published: they are scaled from an H100's, an assumption.
 _LIMITS_W: Final[Mapping[str, float]] = {"h200": 700, "b200": 1000, "rtx-pro-6000": 600}
 _PREFILL = EngineSettings(max_num_batched_tokens=8192)
 _DECODE = EngineSettings(max_num_batched_tokens=512)
-_PLUS = EngineSettings(schedules_by_priority=True, adapts_chunks=True)
+_PROMPT_TOKENS = 2048
+_DECODES, _CONTEXT_TOKENS = 16, 8192
+"""The batch whose step is told as a GPU's: policies want one figure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,14 @@ class Offer:
         if self.gpu not in _LIMITS_W:
             raise ConfigError(f"nothing is known of the watts of {self.gpu!r}: name a GPU of docs/timing.md")
         return scaled(H100, self.gpu, _LIMITS_W[self.gpu])
+
+    def prefill_tokens_per_s(self, model: str) -> float:
+        """Of one prompt by itself."""
+        return _PROMPT_TOKENS / self.timing(model).step_s(Step(1, _PROMPT_TOKENS))
+
+    def decode_step_s(self, model: str) -> float:
+        """Of a middling batch."""
+        return self.timing(model).step_s(Step(0, 0, 0, _DECODES, _DECODES * _CONTEXT_TOKENS))
 
     def timing(self, model: str) -> EngineTiming:
         """The model's timing on this GPU, under the cap."""
@@ -94,7 +105,8 @@ class Objectives:
 class Candidate:
     """A fleet under a policy: `prefillers` of one offer, `decoders` of one.
 
-    Without prefillers every engine has both roles.
+    Without prefillers every engine has both roles, and under ConServe+ with them, too; its chunks
+    grow with the load from `smallest_chunk_tokens` on.
     """
 
     policy: str
@@ -102,6 +114,11 @@ class Candidate:
     decoders: int
     prefill: Offer | None = None
     prefillers: int = 0
+    smallest_chunk_tokens: int = SMALLEST_TOKENS
+
+    @property
+    def is_plus(self) -> bool:
+        return self.policy == "conserve_plus"
 
     @property
     def price_per_h(self) -> float:
@@ -115,30 +132,45 @@ class Candidate:
     @property
     def label(self) -> str:
         decode = f"{self.decoders} x {self.decode.label}"
+        chunks = f", chunks from {self.smallest_chunk_tokens} tokens" if self.is_plus else ""
         if self.prefill is None:
-            return f"{self.policy}: {decode}"
-        return f"{self.policy}: {self.prefillers} x {self.prefill.label} prefill + {decode} decode"
+            return f"{self.policy}: {decode}{chunks}"
+        prefill = f"{self.prefillers} x {self.prefill.label}"
+        if self.is_plus:
+            return f"{self.policy}: {prefill} + {decode}{chunks}"
+        return f"{self.policy}: {prefill} prefill + {decode} decode"
 
     @property
     def scheduler(self) -> SchedulerConfig:
         """The scheduler's part of the configuration."""
-        if self.policy != "conserve_plus":
+        if not self.is_plus:
             return SchedulerConfig(policy=self.policy)
-        plus = ConServePlusConfig(first_turn_priority=10)
+        smallest = self.smallest_chunk_tokens
+        plus = ConServePlusConfig(first_turn_priority=10, smallest_chunk_tokens=smallest)
         return SchedulerConfig(policy=self.policy, conserve_plus=plus)
 
     def fleet(self, model: str) -> Fleet:
         """Its engines."""
+        both = self.is_plus or self.prefill is None
+        settings = self._plus_settings if self.is_plus else _DECODE
         engines = []
-        if self.prefill is not None:
-            for number in range(self.prefillers):
-                engines.append(_engine(f"prefill-{number}", self.prefill, model, _PREFILL, prefills=True))
-        settings = _PLUS if self.policy == "conserve_plus" else _DECODE
-        both = self.prefill is None
+        for number, offer in enumerate(self.prefill_offers):
+            set_up = settings if both else _PREFILL
+            engines.append(_engine(f"prefill-{number}", offer, model, set_up, prefills=True, decodes=both))
         for number in range(self.decoders):
             engine = _engine(f"decode-{number}", self.decode, model, settings, prefills=both, decodes=True)
             engines.append(engine)
         return Fleet(tuple(engines))
+
+    @property
+    def prefill_offers(self) -> tuple[Offer, ...]:
+        """The offer of each prefiller."""
+        return (self.prefill,) * self.prefillers if self.prefill is not None else ()
+
+    @property
+    def _plus_settings(self) -> EngineSettings:
+        smallest = self.smallest_chunk_tokens
+        return EngineSettings(schedules_by_priority=True, adapts_chunks=True, smallest_chunk_tokens=smallest)
 
 
 def _engine(
@@ -152,6 +184,8 @@ def _engine(
         takes_prefills=prefills,
         takes_conversations=decodes,
         power_cap_w=offer.cap_w,
+        prefill_tokens_per_s=offer.prefill_tokens_per_s(model),
+        decode_step_s=offer.decode_step_s(model),
     )
 
 
