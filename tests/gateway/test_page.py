@@ -79,6 +79,23 @@ async def test_conversations_appear_and_grow_without_a_reload(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("policy", "capacity_share"), [("conserve", 1.0), ("conserve_plus", 0.5)])
+async def test_a_budget_larger_than_the_kv_is_inside_the_bar(
+    serve: Serve, policy: str, capacity_share: float
+) -> None:
+    async with serve(scheduler={"policy": policy}) as gateway, opened(gateway) as (page, wrong):
+        bar = page.locator(".engine").filter(has_text="decode-0").locator(".kv")
+        whole, mark = await bar.bounding_box(), await bar.locator(".budget").bounding_box()
+        assert whole is not None
+        assert mark is not None
+        assert whole["x"] < mark["x"] <= whole["x"] + whole["width"] - mark["width"]
+        beyond = await bar.locator(".beyond").bounding_box() if capacity_share < 1 else None
+        ends = whole["x"] + whole["width"] if beyond is None else beyond["x"]
+        assert (ends - whole["x"]) / whole["width"] == pytest.approx(capacity_share, abs=0.01)
+        assert wrong == []
+
+
+@pytest.mark.slow
 async def test_the_keyboard_opens_a_conversation_and_leaves_it(gateway: Served) -> None:
     for name in ("first", "second"):
         await gateway.ask(name, TEXT)

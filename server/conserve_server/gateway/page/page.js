@@ -177,7 +177,9 @@ function card(engine) {
 
 function meter(engine) {
   const capacity = engine.kv_capacity_tokens;
-  const share = (tokens) => `${Math.min(100, (100 * tokens) / capacity)}%`;
+  // A budget may be larger than the KV: the bar then ends with the budget.
+  const whole = Math.max(capacity, engine.kv_budget_tokens ?? 0);
+  const share = (tokens) => `${Math.min(100, (100 * tokens) / whole)}%`;
   const used = blank(engine.kv_usage) ? null : Math.round(engine.kv_usage * capacity);
   const holds = !blank(engine.kv_reserved_tokens);
   const told = [
@@ -192,6 +194,7 @@ function meter(engine) {
     put(piece.style);
     made.append(piece);
   };
+  if (whole > capacity) part("beyond", (style) => (style.left = share(capacity)));
   const isOver = engine.kv_reserved_tokens > engine.kv_budget_tokens;
   if (holds) part(isOver ? "reserved over" : "reserved", (style) => (style.width = share(engine.kv_reserved_tokens)));
   if (used !== null) part("used", (style) => (style.width = share(used)));
