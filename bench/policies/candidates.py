@@ -7,7 +7,7 @@ has one setting for everything. Speeds of the GPUs are configured (`tiers`), for
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from conserve_server.core.config import SchedulerConfig
@@ -173,4 +173,8 @@ OURS: Final = Candidate(
     kv_budget_fraction=2.0,
     tells_resident=True,
 )
-CANDIDATES: Final = (OURS, *BASELINES, *PUBLISHED)
+LARGER_CHUNKS: Final = replace(
+    OURS, name="ConServe+, chunks from 512", settings=replace(OURS.settings, smallest_chunk_tokens=512)
+)
+"""The same for users who allow longer gaps; `OURS` is what is compared with the baselines."""
+CANDIDATES: Final = (OURS, *BASELINES, *PUBLISHED, LARGER_CHUNKS)

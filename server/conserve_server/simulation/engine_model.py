@@ -72,8 +72,11 @@ class EngineModel:
         self._receiving: dict[int, Request] = {}
         self._prefilling: list[Request] = []
         self._decoding = Decoding()
-        rule = ChunkRule(settings.max_num_batched_tokens, settings.smallest_chunk_tokens)
-        self._rule = rule if settings.adapts_chunks else None
+        self._rule = (
+            ChunkRule(settings.max_num_batched_tokens, settings.smallest_chunk_tokens)
+            if settings.adapts_chunks
+            else None
+        )
 
     @property
     def capacity_tokens(self) -> int:
