@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from conserve_sdk import _names, protocol
+from conserve_sdk._branches import branch
 from conserve_sdk._control import Gateway
 from conserve_sdk._current import innermost_entry, is_inside
 from conserve_sdk._spans import Attribute
@@ -21,9 +22,6 @@ from conserve_sdk._spans import Attribute
 _LANGCHAIN_CONFIG: Final = "langchain_core.runnables.config"
 _AGENTS_TRACES: Final = "agents.tracing"
 _PYDANTIC_AI_RUNS: Final = "pydantic_ai._run_context"
-_NAMESPACE_SEPARATOR: Final = "|"
-_SENT: Final = "__pregel_push"
-"""How LangGraph's paths of tasks begin that were sent (`Send`), several of one node at once."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Identity:
     `other_thread_id` is the running graph's thread, where that is named otherwise than every
     conversation around. `root_id` is the outermost conversation, as far as it is known.
     `branch` names the part of a LangGraph thread whose prompts grow beside the others': a
-    subgraph's run, or a task that was sent. Headers and attributes are made once: an open
+    subgraph, or one of several tasks that run at once. Headers and attributes are made once: an open
     block has the same for all its calls.
     """
 
@@ -79,14 +77,14 @@ def resolve_identity() -> Identity | None:
     entry = innermost_entry()
     if entry is None:
         if thread_id is not None:
-            return Identity(thread_id, branch=_branch(config))
+            return Identity(thread_id, branch=branch(config))
         framework_id = _agents_group_id() or _pydantic_ai_id()
         return Identity(framework_id) if framework_id is not None else None
     own = entry.identity
     if thread_id is None:
         return own
     if thread_id == own.conversation_id:
-        return replace(own, branch=_branch(config))
+        return replace(own, branch=branch(config))
     # A conversation of its own inside a node is a child already, and has no branch.
     return own if is_inside(entry, thread_id) else replace(own, other_thread_id=thread_id)
 
@@ -117,17 +115,3 @@ def _pydantic_ai_id() -> str | None:
     read: Callable[[], Any] | None = getattr(module, "get_current_run_context", None)
     conversation_id = getattr(read(), "conversation_id", None) if read is not None else None
     return protocol.clean_id(conversation_id) if isinstance(conversation_id, str) else None
-
-
-def _branch(config: dict[str, Any]) -> str | None:
-    """What of the checkpoint namespace stays the same as long as one prompt grows.
-
-    The namespace has a part for each graph around, `node:task` joined by `|`. Every step of a
-    graph is a task of its own, so the last part says nothing of the prompt, unless the task was
-    sent: then several of one node run at once, each with a prompt of its own.
-    """
-    namespace = str((config.get("configurable") or {}).get("checkpoint_ns") or "")
-    path: Sequence[object] = (config.get("metadata") or {}).get("langgraph_path") or ()
-    was_sent = bool(path) and path[0] == _SENT
-    branch = namespace if was_sent else namespace.rpartition(_NAMESPACE_SEPARATOR)[0]
-    return protocol.clean_id(branch)
