@@ -126,7 +126,7 @@ def decisions(policy: str, engines: int, conversations: int = 500) -> dict[str, 
     ]
     scheduler = Scheduler(POLICIES[policy](SchedulerConfig()), engines=profiles, kv_budget_fraction=0.9)
     for profile in profiles:
-        scheduler.on_engine_up(profile.name, 400_000)
+        scheduler.on_engine_up(profile.name, 400_000, 0.0)
     took: dict[bool, list[float]] = {True: [], False: []}
     for number in range(TURNS * conversations):
         turn_id, now_s = number + 1, number / 1000

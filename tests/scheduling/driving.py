@@ -22,7 +22,7 @@ def scheduler_of(
     ]
     scheduler = Scheduler(policy or ConServe(), engines=engines, kv_budget_fraction=1.0)
     for engine in engines:
-        scheduler.on_engine_up(engine.name, capacity)
+        scheduler.on_engine_up(engine.name, capacity, 0.0)
     return scheduler
 
 

@@ -61,7 +61,7 @@ def test_a_decoder_that_could_not_be_reached_takes_nothing_new_until_it_is_seen_
     scheduler.on_decode_failed(first, 1.0, is_lost=True)
     placed = [decoder for name in "bcd" for decoder in [bind(scheduler, name)]]
     assert placed == ["d1", "d1", "d1"]
-    scheduler.on_engine_up("d0", 1000)
+    scheduler.on_engine_up("d0", 1000, 0.0)
     assert bind(scheduler, "e") == "d0"
 
 
@@ -96,7 +96,7 @@ def test_after_two_failed_transfers_a_turn_is_prefilled_where_it_is_decoded() ->
 
 def test_a_decoder_that_failed_a_turn_gets_it_again_if_no_other_has_room() -> None:
     scheduler = scheduler_of(capacity=100)
-    scheduler.on_engine_down("d1")
+    scheduler.on_engine_down("d1", 0.0)
     turn_id = decoding_first_turn(scheduler, "a")
     actions = scheduler.on_decode_failed(turn_id, 1.0, is_lost=False)
     assert [action.placement.decoder for action in actions] == ["d0"]
@@ -132,8 +132,8 @@ def test_kv_of_a_prefiller_that_was_restarted_meanwhile_is_never_pulled() -> Non
     scheduler = scheduler_of()
     turn = turn_of("a")
     scheduler.on_turn(turn, 0.0)
-    scheduler.on_engine_down("p0")
-    scheduler.on_engine_up("p0", 1000)
+    scheduler.on_engine_down("p0", 0.0)
+    scheduler.on_engine_up("p0", 1000, 0.0)
     actions = scheduler.on_prefilled(turn.id, 100, 1.0)
     assert started(actions) == [(StartDecode, turn.id)]
     assert actions[0].placement.path is Path.LOCAL_PREFILL
@@ -142,9 +142,9 @@ def test_kv_of_a_prefiller_that_was_restarted_meanwhile_is_never_pulled() -> Non
 def test_a_vacated_engine_keeps_no_binding_and_its_conversations_say_why() -> None:
     scheduler = scheduler_of()
     bind(scheduler, "a")
-    scheduler.on_engine_draining("d0")
+    scheduler.on_engine_draining("d0", 0.0)
     assert not scheduler.pools.is_drained("d0")
-    scheduler.on_engine_vacated("d0")
+    scheduler.on_engine_vacated("d0", 0.0)
     assert scheduler.pools.is_drained("d0")
     turn = turn_of("a", 150)
     (action,) = scheduler.on_turn(turn, 1.0)

@@ -32,7 +32,7 @@ def test_a_later_turn_whose_prefill_leg_breaks_is_prefilled_on_its_decoder() -> 
     bind_locally(scheduler, "a")
     turn = turn_of("a", 400)
     scheduler.on_turn(turn, 1.0)
-    assert scheduler.on_prefill_failed(turn.id) == [StartDecode(turn.id, Placement(Path.PINNED, "d0"))]
+    assert scheduler.on_prefill_failed(turn.id, 0.0) == [StartDecode(turn.id, Placement(Path.PINNED, "d0"))]
 
 
 def test_a_later_turn_whose_decoder_is_lost_during_its_prefill_is_placed_anew() -> None:
@@ -40,8 +40,8 @@ def test_a_later_turn_whose_decoder_is_lost_during_its_prefill_is_placed_anew() 
     bind_locally(scheduler, "a")
     turn = turn_of("a", 400)
     scheduler.on_turn(turn, 1.0)
-    scheduler.on_engine_down("d0")
-    scheduler.on_engine_up("d0", 1000)
+    scheduler.on_engine_down("d0", 0.0)
+    scheduler.on_engine_up("d0", 1000, 0.0)
     placed_anew = Placement(Path.LOCAL_PREFILL, "d0")
     assert scheduler.on_prefilled(turn.id, 400, 2.0) == [
         StartDecode(turn.id, placed_anew, RebindCause.ENGINE_LOST)

@@ -37,7 +37,7 @@ def scheduler(policy: Watching) -> Scheduler:
         policy, engines=engines, kv_budget_fraction=1.0, estimates=EstimatesConfig(window_s=10.0)
     )
     for engine in engines:
-        scheduler.on_engine_up(engine.name, 100_000)
+        scheduler.on_engine_up(engine.name, 100_000, 0.0)
     return scheduler
 
 
@@ -86,8 +86,8 @@ def test_a_policy_knows_what_each_engine_has_seen_of_the_conversation(
 
 def test_a_restarted_engine_has_seen_nothing(scheduler: Scheduler, policy: Watching) -> None:
     bind(scheduler)
-    scheduler.on_engine_down("p0")
-    scheduler.on_engine_up("p0", 100_000)
+    scheduler.on_engine_down("p0", 0.0)
+    scheduler.on_engine_up("p0", 100_000, 0.0)
     arrive(scheduler, 4.0, 1500)
     assert policy.turn.uncached_tokens("p0") == 1500
 
@@ -109,7 +109,7 @@ def test_a_cached_prefix_is_no_speed(scheduler: Scheduler) -> None:
 def test_a_tiers_speeds_are_not_learned() -> None:
     fast = EngineProfile("d0", takes_conversations=True, prefill_tokens_per_s=50_000.0, decode_step_s=0.01)
     scheduler = Scheduler(Watching(), engines=[fast], kv_budget_fraction=1.0)
-    scheduler.on_engine_up("d0", None)
+    scheduler.on_engine_up("d0", None, 0.0)
     seen = view(scheduler, "d0")
     assert (seen.prefill_tokens_per_s, seen.decode_step_s) == (50_000, 0.01)
 
@@ -168,7 +168,7 @@ def test_a_conversation_may_move_only_while_none_of_its_turns_runs(
 def test_turns_that_others_sent_count_as_load(scheduler: Scheduler) -> None:
     turn = arrive(scheduler, 0.0)
     scheduler.on_prefilled(turn.id, 1000, 0.5)
-    scheduler.on_kv_observed("d0", 0.0, running=2, waiting=3)
+    scheduler.on_kv_observed("d0", 0.0, running=2, waiting=3, now_s=0.5)
     seen = view(scheduler, "d0")
     assert (seen.running_turns, seen.unaccounted_turns, seen.batch) == (1, 4, 5)
 

@@ -79,7 +79,7 @@ def test_engines_that_do_not_tell_their_cache_hits_share_nothing() -> None:
 def test_kv_that_an_engine_reports_beyond_the_books_holds_new_conversations_back() -> None:
     scheduler = scheduler_of(capacity=100)
     for name in ("d0", "d1"):
-        scheduler.on_kv_observed(name, 0.5, 1, 0)
+        scheduler.on_kv_observed(name, 0.5, 1, 0, 0.0)
     turn = turn_of("a", 60)
     assert scheduler.on_turn(turn, 0.0) == []
-    assert started(scheduler.on_kv_observed("d1", 0.4, 1, 0)) == [(StartPrefill, turn.id)]
+    assert started(scheduler.on_kv_observed("d1", 0.4, 1, 0, 0.0)) == [(StartPrefill, turn.id)]

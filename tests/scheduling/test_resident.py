@@ -17,7 +17,7 @@ def context(scheduler: Scheduler, conversation: str, engine: str) -> int:
 def test_evicted_context_is_no_longer_expected() -> None:
     scheduler = scheduler_of()
     decoder = bind(scheduler, "a", kv_tokens=120)
-    scheduler.on_resident(decoder, {"a": 48}, BLOCK)
+    scheduler.on_resident(decoder, {"a": 48}, BLOCK, 0.0)
     assert context(scheduler, "a", decoder) == 48
     assert scheduler.reserved_tokens("a") == 120
 
@@ -25,14 +25,14 @@ def test_evicted_context_is_no_longer_expected() -> None:
 def test_a_last_block_that_is_not_full_is_not_missed() -> None:
     scheduler = scheduler_of()
     decoder = bind(scheduler, "a", kv_tokens=120)
-    scheduler.on_resident(decoder, {"a": 112}, BLOCK)
+    scheduler.on_resident(decoder, {"a": 112}, BLOCK, 0.0)
     assert context(scheduler, "a", decoder) == 120
 
 
 def test_a_report_never_adds_context() -> None:
     scheduler = scheduler_of()
     decoder = bind(scheduler, "a", kv_tokens=120)
-    scheduler.on_resident(decoder, {"a": 480}, BLOCK)
+    scheduler.on_resident(decoder, {"a": 480}, BLOCK, 0.0)
     assert context(scheduler, "a", decoder) == 120
 
 
@@ -40,7 +40,7 @@ def test_a_conversation_with_a_turn_under_way_is_left_alone() -> None:
     scheduler = scheduler_of()
     decoder = bind(scheduler, "a", kv_tokens=120)
     scheduler.on_turn(turn_of("a"), 1.0)
-    scheduler.on_resident(decoder, {"a": 0}, BLOCK)
+    scheduler.on_resident(decoder, {"a": 0}, BLOCK, 0.0)
     assert context(scheduler, "a", decoder) == 120
 
 
@@ -49,10 +49,10 @@ def test_what_a_decoder_has_evicted_is_told_until_it_is_computed_again() -> None
     decoder = bind(scheduler, "a", kv_tokens=120)
     found = scheduler.find("a")
     assert found is not None
-    scheduler.on_resident("p0", {"a": 0}, BLOCK)
+    scheduler.on_resident("p0", {"a": 0}, BLOCK, 0.0)
     assert found.evicted_tokens == 0  # a prefiller is no decoder
-    scheduler.on_resident(decoder, {"a": 96}, BLOCK)
-    scheduler.on_resident(decoder, {"a": 48}, BLOCK)
+    scheduler.on_resident(decoder, {"a": 96}, BLOCK, 0.0)
+    scheduler.on_resident(decoder, {"a": 48}, BLOCK, 0.0)
     assert found.evicted_tokens == 72
     turn = turn_of("a", 150)
     scheduler.on_turn(turn, 1.0)
@@ -63,5 +63,5 @@ def test_what_a_decoder_has_evicted_is_told_until_it_is_computed_again() -> None
 def test_conversations_and_engines_that_are_not_known_are_ignored() -> None:
     scheduler = scheduler_of()
     bind(scheduler, "a")
-    scheduler.on_resident("nowhere", {"a": 0, "b": 0}, BLOCK)
+    scheduler.on_resident("nowhere", {"a": 0, "b": 0}, BLOCK, 0.0)
     assert scheduler.find("b") is None

@@ -76,7 +76,7 @@ def test_admission_is_first_come_first_served_even_if_a_later_one_would_fit() ->
     large, small = turn_of("large", 60), turn_of("small", 5)
     assert scheduler.on_turn(large, 0.0) == []
     assert scheduler.on_turn(small, 0.0) == []
-    actions = scheduler.on_conversation_ended("a")
+    actions = scheduler.on_conversation_ended("a", 0.0)
     assert started(actions) == [(StartPrefill, large.id), (StartPrefill, small.id)]
 
 
@@ -102,7 +102,7 @@ def test_a_prompt_that_seems_larger_than_any_budget_waits_for_an_empty_decoder()
 def test_ending_a_conversation_frees_its_reservation() -> None:
     scheduler = scheduler_of()
     bind(scheduler, "a")
-    scheduler.on_conversation_ended("a")
+    scheduler.on_conversation_ended("a", 0.0)
     assert scheduler.reserved_tokens("a") == 0
     assert scheduler.find("a") is None
 
@@ -112,7 +112,7 @@ def test_a_conversation_that_ends_while_a_turn_runs_is_freed_when_that_turn_ends
     bind(scheduler, "a")
     turn = turn_of("a")
     scheduler.on_turn(turn, 0.0)
-    scheduler.on_conversation_ended("a")
+    scheduler.on_conversation_ended("a", 0.0)
     assert scheduler.reserved_tokens("a") > 0
     scheduler.on_turn_ended(turn.id, None, now_s=0.0)
     assert scheduler.reserved_tokens("a") == 0
@@ -132,9 +132,9 @@ def test_a_failed_prefill_is_tried_on_another_prefiller_and_then_on_the_decoder(
     scheduler = scheduler_of(prefillers=("p0", "p1"))
     turn = turn_of("a")
     scheduler.on_turn(turn, 0.0)
-    second = scheduler.on_prefill_failed(turn.id)
+    second = scheduler.on_prefill_failed(turn.id, 0.0)
     assert second == [StartPrefill(turn.id, Placement(Path.REMOTE_PREFILL, "d0", "p1"))]
-    third = scheduler.on_prefill_failed(turn.id)
+    third = scheduler.on_prefill_failed(turn.id, 0.0)
     assert third == [StartDecode(turn.id, Placement(Path.LOCAL_PREFILL, "d0"))]
 
 
@@ -142,7 +142,7 @@ def test_a_decoder_lost_during_the_prefill_puts_the_turn_on_another() -> None:
     scheduler = scheduler_of()
     turn = turn_of("a")
     scheduler.on_turn(turn, 0.0)
-    scheduler.on_engine_down("d0")
+    scheduler.on_engine_down("d0", 0.0)
     actions = scheduler.on_prefilled(turn.id, 100, 0.0)
     assert actions == [StartPrefill(turn.id, Placement(Path.REMOTE_PREFILL, "d1", "p0"))]
 
@@ -150,7 +150,7 @@ def test_a_decoder_lost_during_the_prefill_puts_the_turn_on_another() -> None:
 def test_a_conversation_on_a_lost_decoder_is_placed_anew_and_counted() -> None:
     scheduler = scheduler_of()
     assert bind(scheduler, "a") == "d0"
-    scheduler.on_engine_down("d0")
+    scheduler.on_engine_down("d0", 0.0)
     found = scheduler.find("a")
     assert found is not None
     assert found.state is State.REBINDING
@@ -164,7 +164,7 @@ def test_turns_wait_until_a_decoder_is_up() -> None:
     )
     turn = turn_of("a")
     assert scheduler.on_turn(turn, 0.0) == []
-    assert started(scheduler.on_engine_up("d0", None)) == [(StartDecode, turn.id)]
+    assert started(scheduler.on_engine_up("d0", None, 0.0)) == [(StartDecode, turn.id)]
 
 
 def test_idle_conversations_are_listed_oldest_first() -> None:
@@ -180,7 +180,7 @@ def test_idle_conversations_are_listed_oldest_first() -> None:
 
 def test_an_engine_of_no_pool_is_refused_by_name() -> None:
     with pytest.raises(KeyError, match="stranger"):
-        scheduler_of().on_engine_up("stranger", 1)
+        scheduler_of().on_engine_up("stranger", 1, 0.0)
 
 
 def test_a_turn_that_is_placed_again_keeps_its_place_in_the_queue() -> None:
@@ -189,7 +189,7 @@ def test_a_turn_that_is_placed_again_keeps_its_place_in_the_queue() -> None:
     scheduler.on_turn(first, 0.0)
     scheduler.on_turn(second, 0.0)
     assert scheduler.on_turn(third, 0.0) == []
-    scheduler.on_engine_down("d0")
+    scheduler.on_engine_down("d0", 0.0)
     assert scheduler.on_prefilled(first.id, 80, 1.0) == []
     scheduler.on_turn_ended(second.id, None, 2.0)
     assert scheduler.is_waiting(third.id)

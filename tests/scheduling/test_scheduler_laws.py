@@ -98,7 +98,7 @@ class Interleavings(RuleBasedStateMachine):
     @initialize()
     def engines_come_up(self) -> None:
         for name in NAMES:
-            self.carry_out(self.scheduler.on_engine_up(name, CAPACITY))
+            self.carry_out(self.scheduler.on_engine_up(name, CAPACITY, self.now_s))
 
     @rule(conversation=st.sampled_from("abcdef"), prompt=st.integers(1, 500), wait_s=st.floats(0, 5))
     def turn_arrives(self, conversation: str, prompt: int, wait_s: float) -> None:
@@ -131,7 +131,7 @@ class Interleavings(RuleBasedStateMachine):
         turn_id = data.draw(st.sampled_from(sorted(self.prefilling)))
         del self.prefilling[turn_id]
         self.stale.discard(turn_id)
-        self.carry_out(self.scheduler.on_prefill_failed(turn_id, is_lost=is_lost), admits=False)
+        self.carry_out(self.scheduler.on_prefill_failed(turn_id, self.now_s, is_lost=is_lost), admits=False)
 
     @precondition(lambda self: self.decoding)
     @rule(data=st.data(), was_seen=st.booleans())
@@ -184,31 +184,31 @@ class Interleavings(RuleBasedStateMachine):
     @rule(conversation=st.sampled_from("abcdef"), expires=st.booleans())
     def conversation_ends(self, conversation: str, expires: bool) -> None:
         end = self.scheduler.on_conversation_expired if expires else self.scheduler.on_conversation_ended
-        self.carry_out(end(conversation))
+        self.carry_out(end(conversation, self.now_s))
 
     @rule(engine=st.sampled_from(NAMES))
     def engine_goes_down(self, engine: str) -> None:
         self.stale |= {turn_id for turn_id, prefiller in self.prefilling.items() if prefiller == engine}
-        self.carry_out(self.scheduler.on_engine_down(engine))
+        self.carry_out(self.scheduler.on_engine_down(engine, self.now_s))
 
     @rule(engine=st.sampled_from(NAMES))
     def engine_is_up(self, engine: str) -> None:
-        self.carry_out(self.scheduler.on_engine_up(engine, CAPACITY))
+        self.carry_out(self.scheduler.on_engine_up(engine, CAPACITY, self.now_s))
 
     @rule(engine=st.sampled_from(NAMES), is_draining=st.booleans())
     def engine_drains(self, engine: str, is_draining: bool) -> None:
-        self.carry_out(self.scheduler.on_engine_draining(engine, is_draining=is_draining))
+        self.carry_out(self.scheduler.on_engine_draining(engine, self.now_s, is_draining=is_draining))
 
     @rule(engine=st.sampled_from(NAMES))
     def engine_is_vacated(self, engine: str) -> None:
-        self.carry_out(self.scheduler.on_engine_draining(engine))
-        self.carry_out(self.scheduler.on_engine_vacated(engine))
+        self.carry_out(self.scheduler.on_engine_draining(engine, self.now_s))
+        self.carry_out(self.scheduler.on_engine_vacated(engine, self.now_s))
         ledger = self.scheduler.pools.ledgers.get(engine)
         assert ledger is None or not ledger.conversations
 
     @rule(engine=st.sampled_from(NAMES), usage=st.floats(0, 1), turns=st.integers(0, 9))
     def engine_reports(self, engine: str, usage: float, turns: int) -> None:
-        self.carry_out(self.scheduler.on_kv_observed(engine, usage, turns, 0))
+        self.carry_out(self.scheduler.on_kv_observed(engine, usage, turns, 0, self.now_s))
 
     # -- what must hold --------------------------------------------------------------------------
 
@@ -271,7 +271,7 @@ class Interleavings(RuleBasedStateMachine):
             with pytest.raises(KeyError):
                 self.scheduler.on_turn_ended(turn_id, None, self.now_s)
         for conversation in list(self.scheduler.conversations):
-            self.scheduler.on_conversation_ended(conversation.id)
+            self.scheduler.on_conversation_ended(conversation.id, self.now_s)
         assert not self.scheduler.conversations
         assert self.scheduler.waiting_turns == 0
         assert all(ledger.reserved_tokens == 0 for ledger in self.scheduler.pools.ledgers.values())

@@ -106,7 +106,7 @@ def test_a_pinned_turn_looks_at_no_engine() -> None:
     policy = Watching()
     scheduler = Scheduler(policy, engines=ENGINES[:2], kv_budget_fraction=1.0)
     for engine in ENGINES[:2]:
-        scheduler.on_engine_up(engine.name, 10_000)
+        scheduler.on_engine_up(engine.name, 10_000, 0.0)
     for turn_id in (1, 2):
         scheduler.on_turn(Turn(turn_id, "a", 100), float(turn_id))
         if turn_id == 1:

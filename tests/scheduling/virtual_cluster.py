@@ -99,7 +99,7 @@ class VirtualCluster:
     def run(self, scripts: Sequence[Script], *, most_events: int = 200_000) -> Log:
         """Run until nothing is left to happen. Fails when that takes too many events."""
         for name in self._names:
-            self._perform(self.scheduler.on_engine_up(name, self._capacity))
+            self._perform(self.scheduler.on_engine_up(name, self._capacity, self._now_s))
         for script in scripts:
             self._at(script.start_s, lambda script=script: self._arrive(script, 0))  # type: ignore[misc]
         if self._reports_every_s is not None:
@@ -170,7 +170,7 @@ class VirtualCluster:
         if index + 1 < len(script.appended):
             self._at(self._now_s + script.gap_s, lambda: self._arrive(script, index + 1))
             return actions
-        return [*actions, *self.scheduler.on_conversation_ended(script.id)]
+        return [*actions, *self.scheduler.on_conversation_ended(script.id, self._now_s)]
 
     def _report(self) -> list[Action]:
         """Engines say what they hold, truthfully, as long as anything else is to happen."""
@@ -182,7 +182,7 @@ class VirtualCluster:
             running = {live.script.id for live in self._decoding.values()}
             used_tokens = sum(map(ledger.held, running)) if ledger else 0
             usage = min(1.0, used_tokens / self._capacity)
-            actions += self.scheduler.on_kv_observed(view.name, usage, view.running_turns, 0)
+            actions += self.scheduler.on_kv_observed(view.name, usage, view.running_turns, 0, self._now_s)
         return actions
 
 

@@ -80,7 +80,7 @@ class Coordinator:
         self._deliver(self.scheduler.on_prefilled(turn.id, prompt_tokens, now_s, cached_tokens))
 
     def prefill_failed(self, turn: Turn, *, is_lost: bool = False) -> None:
-        self._deliver(self.scheduler.on_prefill_failed(turn.id, is_lost=is_lost))
+        self._deliver(self.scheduler.on_prefill_failed(turn.id, self._clock.now_s(), is_lost=is_lost))
 
     def decode_failed(self, turn: Turn, *, is_lost: bool) -> None:
         """The decode leg broke; before its first token `next_action` says where the turn goes now."""
@@ -114,34 +114,36 @@ class Coordinator:
         self._deliver(actions)
 
     def end_conversation(self, conversation_id: str) -> None:
-        self._deliver(self.scheduler.on_conversation_ended(conversation_id))
+        self._deliver(self.scheduler.on_conversation_ended(conversation_id, self._clock.now_s()))
 
     def expire_conversation(self, conversation_id: str) -> None:
         """The conversation was idle for too long; nothing happens if a turn has come since."""
-        self._deliver(self.scheduler.on_conversation_expired(conversation_id))
+        self._deliver(self.scheduler.on_conversation_expired(conversation_id, self._clock.now_s()))
 
     def engine_up(self, name: str, kv_capacity_tokens: int | None) -> None:
-        self._deliver(self.scheduler.on_engine_up(name, kv_capacity_tokens))
+        self._deliver(self.scheduler.on_engine_up(name, kv_capacity_tokens, self._clock.now_s()))
 
     def engine_down(self, name: str) -> None:
-        self._deliver(self.scheduler.on_engine_down(name))
+        self._deliver(self.scheduler.on_engine_down(name, self._clock.now_s()))
 
     def engine_added(self, profile: EngineProfile) -> None:
-        self._deliver(self.scheduler.on_engine_added(profile))
+        self._deliver(self.scheduler.on_engine_added(profile, self._clock.now_s()))
 
     def engine_draining(self, name: str, *, is_draining: bool) -> None:
-        self._deliver(self.scheduler.on_engine_draining(name, is_draining=is_draining))
+        now_s = self._clock.now_s()
+        self._deliver(self.scheduler.on_engine_draining(name, now_s, is_draining=is_draining))
 
     def engine_vacated(self, name: str) -> None:
         """What is still bound to a draining engine is placed anew at its next turn."""
-        self._deliver(self.scheduler.on_engine_vacated(name))
+        self._deliver(self.scheduler.on_engine_vacated(name, self._clock.now_s()))
 
     def engine_removed(self, name: str) -> None:
-        self._deliver(self.scheduler.on_engine_removed(name))
+        self._deliver(self.scheduler.on_engine_removed(name, self._clock.now_s()))
 
     def engine_observed(self, name: str, *, kv_usage: float, running: int, waiting: int) -> None:
         """What the engine said of its own load."""
-        self._deliver(self.scheduler.on_kv_observed(name, kv_usage, running, waiting))
+        now_s = self._clock.now_s()
+        self._deliver(self.scheduler.on_kv_observed(name, kv_usage, running, waiting, now_s))
 
     def _deliver(self, actions: Iterable[Action]) -> None:
         for action in actions:

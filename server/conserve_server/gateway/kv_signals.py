@@ -293,4 +293,4 @@ class KvSignals:
                 for session, tokens in resident.tokens.items()
                 for key in self._keys.get(session, ())
             }
-            self._scheduler.on_resident(name, held, line.block_size)
+            self._scheduler.on_resident(name, held, line.block_size, self._clock.now_s())

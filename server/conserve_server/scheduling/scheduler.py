@@ -109,7 +109,7 @@ class Scheduler:
         self._placing.now_s = now_s
         state = self._turns[turn_id]
         if not self._legs.prefilled(state, prompt_tokens, cached_tokens, now_s):
-            return self.on_prefill_failed(turn_id)
+            return self.on_prefill_failed(turn_id, now_s)
         if not self._placing.has_its_decoder(state):
             return self._placing.place_again(state)
         placement = placement_of(state)
@@ -119,11 +119,12 @@ class Scheduler:
         (ledger.settle if is_exact else ledger.grow)(state.conversation.id, own_tokens)
         return [self._legs.start_decode(state, now_s), *self._placing.admit()]
 
-    def on_prefill_failed(self, turn_id: int, *, is_lost: bool = False) -> list[Action]:
+    def on_prefill_failed(self, turn_id: int, now_s: float, *, is_lost: bool = False) -> list[Action]:
         """The prefill leg broke: a first turn tries one other prefiller, then the decoder itself prefills.
 
         `is_lost` as in `on_decode_failed`.
         """
+        self._placing.now_s = now_s
         state = self._turns[turn_id]
         failed = placement_of(state)
         if is_lost and failed.prefiller is not None:
@@ -132,7 +133,7 @@ class Scheduler:
         if not self._placing.has_its_decoder(state):
             return self._placing.place_again(state)
         state.prefill_failures += 1
-        cluster = self._legs.cluster_view(self._placing.now_s)
+        cluster = self._legs.cluster_view(now_s)
         other = shortest_queue(cluster, but=(failed.prefiller or "", failed.decoder))
         is_leader = state.conversation.leader is state
         if other is not None and is_leader and state.prefill_failures == 1:
@@ -224,8 +225,9 @@ class Scheduler:
             self._rest(conversation)
         return self._placing.admit()
 
-    def on_conversation_ended(self, conversation_id: str) -> list[Action]:
+    def on_conversation_ended(self, conversation_id: str, now_s: float) -> list[Action]:
         """Free the conversation's reservation, once its running turns have ended."""
+        self._placing.now_s = now_s
         conversation = self._conversations.find(conversation_id)
         if conversation is None:
             return []
@@ -234,8 +236,9 @@ class Scheduler:
             self._forget(conversation, State.ENDED)
         return self._placing.admit()
 
-    def on_conversation_expired(self, conversation_id: str) -> list[Action]:
+    def on_conversation_expired(self, conversation_id: str, now_s: float) -> list[Action]:
         """Free the reservation of a conversation that is idle; nothing if a turn has come since."""
+        self._placing.now_s = now_s
         conversation = self._conversations.find(conversation_id)
         if conversation is None or not self._conversations.is_idle(conversation_id):
             return []
@@ -244,18 +247,23 @@ class Scheduler:
 
     # -- engines -----------------------------------------------------------------------------
 
-    def on_engine_up(self, name: str, kv_capacity_tokens: int | None) -> list[Action]:
+    def on_engine_up(self, name: str, kv_capacity_tokens: int | None, now_s: float) -> list[Action]:
         """The engine answers. `kv_capacity_tokens` is None where it reports none."""
+        self._placing.now_s = now_s
         self.pools.up(name, kv_capacity_tokens)
         return self._placing.admit()
 
-    def on_engine_down(self, name: str) -> list[Action]:
+    def on_engine_down(self, name: str, now_s: float) -> list[Action]:
         """The engine is gone, and with it the KV that it held: its conversations are placed anew."""
+        self._placing.now_s = now_s
         self._unbind(name, self.pools.down(name))
         return self._placing.admit()
 
-    def on_kv_observed(self, name: str, kv_usage: float, running: int, waiting: int) -> list[Action]:
+    def on_kv_observed(
+        self, name: str, kv_usage: float, running: int, waiting: int, now_s: float
+    ) -> list[Action]:
         """The engine's own report: share of its KV in use (0 to 1), requests running and waiting."""
+        self._placing.now_s = now_s
         engine = self.pools.find(name)
         if engine is None:
             return []
@@ -263,12 +271,13 @@ class Scheduler:
         engine.load_reported(None if capacity is None else round(kv_usage * capacity), running + waiting)
         return self._placing.admit()
 
-    def on_resident(self, name: str, tokens: Mapping[str, int], block_size: int) -> None:
+    def on_resident(self, name: str, tokens: Mapping[str, int], block_size: int, now_s: float) -> None:
         """What the engine still holds of conversations, in whole blocks of `block_size` tokens.
 
         Of one at rest that is what its next turn will find; what was evicted must be computed again.
         Its reservation stays: the next turn needs the room all the same.
         """
+        self._placing.now_s = now_s
         for conversation_id, held in tokens.items():
             conversation = self._conversations.find(conversation_id)
             if conversation is None or conversation.has_turns:
@@ -280,18 +289,21 @@ class Scheduler:
             if conversation.decoder == name:
                 conversation.evicted_tokens += known - held
 
-    def on_engine_added(self, profile: EngineProfile) -> list[Action]:
+    def on_engine_added(self, profile: EngineProfile, now_s: float) -> list[Action]:
         """One more engine is known; it serves once it is up. Raises ValueError for a name that is taken."""
+        self._placing.now_s = now_s
         self.pools.add(profile)
         return []
 
-    def on_engine_draining(self, name: str, *, is_draining: bool = True) -> list[Action]:
+    def on_engine_draining(self, name: str, now_s: float, *, is_draining: bool = True) -> list[Action]:
         """The engine takes nothing new (or takes again); `pools.is_drained` tells when it may go."""
+        self._placing.now_s = now_s
         self.pools.set_draining(name, is_draining)
         return self._placing.admit()
 
-    def on_engine_vacated(self, name: str) -> list[Action]:
+    def on_engine_vacated(self, name: str, now_s: float) -> list[Action]:
         """A draining engine has waited long enough: what is bound to it is placed anew at its next turn."""
+        self._placing.now_s = now_s
         ledger = self.pools.ledgers.get(name)
         for conversation_id in ledger.conversations if ledger is not None else ():
             holder = self._conversations.find(conversation_id)
@@ -299,8 +311,9 @@ class Scheduler:
                 self._placing.leave_decoder(holder, name, RebindCause.ENGINE_DRAINED)
         return self._placing.admit()
 
-    def on_engine_removed(self, name: str) -> list[Action]:
+    def on_engine_removed(self, name: str, now_s: float) -> list[Action]:
         """The engine is forgotten; what it still held is placed anew."""
+        self._placing.now_s = now_s
         self._unbind(name, self.pools.remove(name))
         return self._placing.admit()
 

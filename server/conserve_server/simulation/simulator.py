@@ -70,7 +70,7 @@ class Simulator:
     def run(self, workload: Workload) -> Outcome:
         """Run the workload to its end."""
         for name, engine in self._engines.items():
-            self._perform(self._scheduler.on_engine_up(name, engine.capacity_tokens))
+            self._perform(self._scheduler.on_engine_up(name, engine.capacity_tokens, self._now_s))
         for failure in self._options.failures:
             self._at(failure.at_s, self._fail, failure)
         if self._options.reports_every_s is not None:
@@ -139,7 +139,7 @@ class Simulator:
         if self._options.tells_resident:  # engines tell once a second; what they hold at a turn matters
             for name in conversation.seen_by:
                 held = {shape.id: self._engines[name].kv.cached_tokens(state.context())}
-                self._scheduler.on_resident(name, held, BLOCK_TOKENS)
+                self._scheduler.on_resident(name, held, BLOCK_TOKENS, self._now_s)
         self._perform(self._scheduler.on_turn(turn, self._now_s))
 
     def _end(self, state: TurnLegs) -> None:
@@ -171,7 +171,7 @@ class Simulator:
 
     def _finish(self, conversation: LiveConversation) -> None:
         self._live -= 1
-        self._perform(self._scheduler.on_conversation_ended(conversation.shape.id))
+        self._perform(self._scheduler.on_conversation_ended(conversation.shape.id, self._now_s))
         if self._options.releases_kv:
             for name in conversation.seen_by:
                 self._engines[name].kv.drop(conversation.shape.id)
@@ -363,13 +363,13 @@ class Simulator:
         for state in self._turns.values():
             if state.leg is not None and state.leg_engine == engine.name and state.leg.is_over:
                 state.leg = None  # held there for a decoder that fetches it now, or was about to
-        self._perform(self._scheduler.on_engine_down(engine.name))
+        self._perform(self._scheduler.on_engine_down(engine.name, self._now_s))
         for request in lost:
             state = self._turns[request.turn_id]
             state.live.tries += 1
             if request.is_leased:
                 state.leg = None
-                self._perform(self._scheduler.on_prefill_failed(request.turn_id))
+                self._perform(self._scheduler.on_prefill_failed(request.turn_id, self._now_s))
             else:
                 self._retry(state)
         self._at(self._now_s + failure.down_s, self._recover, engine)
@@ -381,7 +381,7 @@ class Simulator:
         self._send(conversation, live)
 
     def _recover(self, engine: EngineModel) -> None:
-        self._perform(self._scheduler.on_engine_up(engine.name, engine.capacity_tokens))
+        self._perform(self._scheduler.on_engine_up(engine.name, engine.capacity_tokens, self._now_s))
 
     def _report(self) -> None:
         """Engines say what they hold and run, as the gateway's probe reads it.
@@ -394,5 +394,6 @@ class Simulator:
             if is_empty and name in self._said_empty:
                 continue
             (self._said_empty.add if is_empty else self._said_empty.discard)(name)
-            self._perform(self._scheduler.on_kv_observed(name, used / engine.kv.total, running, waiting))
+            usage = used / engine.kv.total
+            self._perform(self._scheduler.on_kv_observed(name, usage, running, waiting, self._now_s))
         self._at(self._now_s + (self._options.reports_every_s or 0.0), self._report)
