@@ -24,6 +24,7 @@ from typing import overload
 from conserve_server.core.config import SchedulerConfig
 from conserve_server.core.turn import Turn
 from conserve_server.energy.modelled import H100_QWEN3_8B
+from conserve_server.scheduling.actions import PlacementFailed
 from conserve_server.scheduling.engine_state import EngineProfile
 from conserve_server.scheduling.policies import POLICIES
 from conserve_server.scheduling.scheduler import Scheduler
@@ -135,6 +136,8 @@ def decisions(policy: str, engines: int, conversations: int = 500) -> dict[str, 
         turn = Turn(turn_id, conversation, prompt)
         started_s = time.thread_time()
         (action,) = scheduler.on_turn(turn, now_s)
+        if isinstance(action, PlacementFailed):
+            raise action.error
         took[is_first].append(time.thread_time() - started_s)
         if action.placement.prefiller is not None:
             scheduler.on_prefilled(turn_id, prompt, now_s)

@@ -26,6 +26,7 @@ from conserve_server.gateway.app import create_app
 from conserve_server.gateway.draining import Draining
 from conserve_server.gateway.turn_protocol import TurnProtocol
 from conserve_server.scheduling.policies import policy_of
+from conserve_server.scheduling.policy import Policy
 
 MODEL = "tiny"
 WAIT_S = 10.0
@@ -143,6 +144,7 @@ async def served(
     load: Callable[[], Config] | None = None,
     draining: Draining | None = None,
     energy: dict[str, object] | None = None,
+    policy: Policy | None = None,
     **gateway: object,
 ) -> AsyncIterator[Served]:
     """A gateway over these engines (1 prefill and 2 decode unless given).
@@ -172,7 +174,7 @@ async def served(
         app = create_app(
             config,
             engines=listed_engines(config),
-            policy=policy_of(config.scheduler),
+            policy=policy or policy_of(config.scheduler),
             clock=SystemClock(),
             tracer=provider.get_tracer("test"),
             load=load,

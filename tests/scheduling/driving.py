@@ -4,7 +4,7 @@ from itertools import count
 
 from conserve_sdk.protocol import Path
 from conserve_server.core.turn import Placement, Turn
-from conserve_server.scheduling.actions import Action
+from conserve_server.scheduling.actions import Action, PlacementFailed, Start
 from conserve_server.scheduling.conserve import ConServe
 from conserve_server.scheduling.engine_state import EngineProfile
 from conserve_server.scheduling.policy import ClusterView, Policy, TurnView
@@ -32,6 +32,13 @@ def turn_of(conversation: str, prompt_tokens: int = 100) -> Turn:
 
 def started(actions: list[Action]) -> list[tuple[type[Action], int]]:
     return [(type(action), action.turn_id) for action in actions]
+
+
+def sent(actions: list[Action]) -> list[Start]:
+    """The actions, of which none says that a turn could not be placed."""
+    starts = [action for action in actions if not isinstance(action, PlacementFailed)]
+    assert len(starts) == len(actions)
+    return starts
 
 
 def bind(

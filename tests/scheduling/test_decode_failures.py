@@ -5,7 +5,7 @@ from conserve_server.core.turn import Placement
 from conserve_server.scheduling.actions import StartDecode, StartPrefill
 from conserve_server.scheduling.conversation import State
 from conserve_server.scheduling.scheduler import Scheduler
-from tests.scheduling.driving import bind, scheduler_of, started, turn_of
+from tests.scheduling.driving import bind, scheduler_of, sent, started, turn_of
 
 LOST = RebindCause.ENGINE_LOST
 
@@ -34,7 +34,7 @@ def test_the_cause_of_a_rebind_is_counted_once_its_decoder_has_answered() -> Non
     turn = turn_of("a", 150)
     scheduler.on_turn(turn, 1.0)
     scheduler.on_decode_failed(turn.id, 2.0, is_lost=True)
-    (decode,) = scheduler.on_prefilled(turn.id, 150, 3.0)
+    (decode,) = sent(scheduler.on_prefilled(turn.id, 150, 3.0))
     assert decode.rebind is LOST
     assert scheduler.rebinds_by_cause == {}
     scheduler.on_first_token(turn.id, 3.0)
@@ -90,7 +90,7 @@ def test_after_two_failed_transfers_a_turn_is_prefilled_where_it_is_decoded() ->
     turn_id = decoding_first_turn(scheduler, "a")
     scheduler.on_decode_failed(turn_id, 1.0, is_lost=False)
     scheduler.on_prefilled(turn_id, 100, 1.0)
-    (last,) = scheduler.on_decode_failed(turn_id, 2.0, is_lost=False)
+    (last,) = sent(scheduler.on_decode_failed(turn_id, 2.0, is_lost=False))
     assert (type(last), last.placement.path) == (StartDecode, Path.LOCAL_PREFILL)
 
 
@@ -99,7 +99,7 @@ def test_a_decoder_that_failed_a_turn_gets_it_again_if_no_other_has_room() -> No
     scheduler.on_engine_down("d1", 0.0)
     turn_id = decoding_first_turn(scheduler, "a")
     actions = scheduler.on_decode_failed(turn_id, 1.0, is_lost=False)
-    assert [action.placement.decoder for action in actions] == ["d0"]
+    assert [action.placement.decoder for action in sent(actions)] == ["d0"]
 
 
 def test_a_turn_lost_in_mid_stream_unbinds_its_conversation_and_is_not_sent_again() -> None:
@@ -112,7 +112,7 @@ def test_a_turn_lost_in_mid_stream_unbinds_its_conversation_and_is_not_sent_agai
     scheduler.on_turn_ended(turn.id, None, 2.0)
     assert scheduler.reserved_tokens("a") == 0
     following = turn_of("a", 160)
-    assert scheduler.on_turn(following, 3.0)[0].rebind is LOST
+    assert sent(scheduler.on_turn(following, 3.0))[0].rebind is LOST
 
 
 def test_an_error_in_mid_stream_leaves_the_conversation_where_its_kv_is() -> None:
@@ -136,7 +136,7 @@ def test_kv_of_a_prefiller_that_was_restarted_meanwhile_is_never_pulled() -> Non
     scheduler.on_engine_up("p0", 1000, 0.0)
     actions = scheduler.on_prefilled(turn.id, 100, 1.0)
     assert started(actions) == [(StartDecode, turn.id)]
-    assert actions[0].placement.path is Path.LOCAL_PREFILL
+    assert sent(actions)[0].placement.path is Path.LOCAL_PREFILL
 
 
 def test_a_vacated_engine_keeps_no_binding_and_its_conversations_say_why() -> None:
@@ -147,5 +147,5 @@ def test_a_vacated_engine_keeps_no_binding_and_its_conversations_say_why() -> No
     scheduler.on_engine_vacated("d0", 0.0)
     assert scheduler.pools.is_drained("d0")
     turn = turn_of("a", 150)
-    (action,) = scheduler.on_turn(turn, 1.0)
+    (action,) = sent(scheduler.on_turn(turn, 1.0))
     assert (action.placement.decoder, action.rebind) == ("d1", RebindCause.ENGINE_DRAINED)

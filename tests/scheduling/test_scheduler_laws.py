@@ -17,11 +17,11 @@ from hypothesis.stateful import (
 )
 
 from conserve_server.core.config import SchedulerConfig
-from conserve_server.core.turn import Turn
-from conserve_server.scheduling.actions import Action, StartDecode, StartPrefill
+from conserve_server.core.turn import Placement, Turn
+from conserve_server.scheduling.actions import Action, PlacementFailed, StartDecode, StartPrefill
 from conserve_server.scheduling.engine_state import EngineProfile
 from conserve_server.scheduling.policies import POLICIES
-from conserve_server.scheduling.policy import Policy
+from conserve_server.scheduling.policy import ClusterView, Policy, TurnView
 from conserve_server.scheduling.scheduler import Scheduler
 
 CAPACITY = 400
@@ -47,6 +47,19 @@ CONFIG = SchedulerConfig.model_validate(
 )
 
 
+class Moody:
+    """A policy that raises while it is out of order."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.is_broken = False
+
+    def place(self, turn: TurnView, cluster: ClusterView) -> Placement | None:
+        if self.is_broken:
+            raise ArithmeticError("out of order")
+        return self.policy.place(turn, cluster)
+
+
 class Interleavings(RuleBasedStateMachine):
     """A driver that does in any order what a gateway may do."""
 
@@ -54,8 +67,9 @@ class Interleavings(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        self.moody = Moody(type(self).policy())
         self.scheduler = Scheduler(
-            type(self).policy(), engines=ENGINES, kv_budget_fraction=0.9, estimates=CONFIG.estimates
+            self.moody, engines=ENGINES, kv_budget_fraction=0.9, estimates=CONFIG.estimates
         )
         self.now_s = 0.0
         self.next_id = 1
@@ -65,21 +79,29 @@ class Interleavings(RuleBasedStateMachine):
         self.confirmed: set[int] = set()
         self.answered: set[int] = set()
         self.stale: set[int] = set()
+        self.unplaced: set[int] = set()
 
     def carry_out(self, actions: list[Action], *, queued: bool = True, admits: bool = True) -> None:
         """Check each action. One that binds was admitted now, from the queue, unless it is said otherwise."""
+        starts = [a for a in actions if not isinstance(a, PlacementFailed)]
         for action in actions:
-            turn_id, placement = action.turn_id, action.placement
+            turn_id = action.turn_id
             assert turn_id in self.arrived, "an action for a turn that has ended"
             assert turn_id not in self.decoding, "a turn was told to decode twice"
             assert turn_id not in self.prefilling, "a turn was sent to two engines"
+            assert turn_id not in self.unplaced, "a turn that could not be placed came back"
+            if isinstance(action, PlacementFailed):
+                assert self.moody.is_broken, action.error
+                self.unplaced.add(turn_id)
+                continue
+            placement = action.placement
             assert placement.prefiller != placement.decoder
             if isinstance(action, StartPrefill):
                 assert placement.prefiller is not None
                 self.prefilling[turn_id] = placement.prefiller
             else:
                 self.decoding[turn_id] = placement.decoder
-        binding = [a for a in actions if a.placement.path.binds and a.turn_id not in self.confirmed]
+        binding = [a for a in starts if a.placement.path.binds and a.turn_id not in self.confirmed]
         admitted = binding if admits else []
         for action in admitted:
             ledger = self.scheduler.pools.ledgers[action.placement.decoder]
@@ -175,6 +197,7 @@ class Interleavings(RuleBasedStateMachine):
         del self.arrived[turn_id]
         self.decoding.pop(turn_id, None)
         self.prefilling.pop(turn_id, None)
+        self.unplaced.discard(turn_id)
         self.carry_out(
             self.scheduler.on_turn_ended(
                 turn_id, kv_tokens, self.later(0.1), output_tokens=3, cached_tokens=cached_tokens
@@ -185,6 +208,10 @@ class Interleavings(RuleBasedStateMachine):
     def conversation_ends(self, conversation: str, expires: bool) -> None:
         end = self.scheduler.on_conversation_expired if expires else self.scheduler.on_conversation_ended
         self.carry_out(end(conversation, self.now_s))
+
+    @rule()
+    def policy_breaks_or_is_repaired(self) -> None:
+        self.moody.is_broken = not self.moody.is_broken
 
     @rule(engine=st.sampled_from(NAMES))
     def engine_goes_down(self, engine: str) -> None:
@@ -231,6 +258,7 @@ class Interleavings(RuleBasedStateMachine):
                 turn_id in self.decoding,
                 turn_id in following,
                 self.scheduler.is_waiting(turn_id),
+                turn_id in self.unplaced,
             ]
             assert sum(places) == 1, f"turn {turn_id} is in {sum(places)} places"
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from conserve_server.core.turn import Placement, Turn
-from conserve_server.scheduling.actions import Action, StartPrefill
+from conserve_server.scheduling.actions import Action, PlacementFailed, StartPrefill
 from conserve_server.scheduling.engine_state import EngineProfile
 from conserve_server.scheduling.policy import Policy
 from conserve_server.scheduling.scheduler import Scheduler
@@ -120,6 +120,7 @@ class VirtualCluster:
 
     def _perform(self, actions: list[Action]) -> None:
         for action in actions:
+            assert not isinstance(action, PlacementFailed), action.error
             live = self._live[action.turn_id]
             self.log.actions.append((self._now_s, f"{live.script.id}/{live.index}", action.placement))
             if isinstance(action, StartPrefill):

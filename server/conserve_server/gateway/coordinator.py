@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Iterable
 from itertools import count
 
 from conserve_server.core.clock import Clock
-from conserve_server.core.errors import NoCapacity
+from conserve_server.core.errors import NoCapacity, TurnError
 from conserve_server.core.turn import Turn
 from conserve_server.gateway.estimate import TokenEstimate
-from conserve_server.scheduling.actions import Action
+from conserve_server.scheduling.actions import Action, PlacementFailed, Start
 from conserve_server.scheduling.engine_state import EngineProfile
 from conserve_server.scheduling.scheduler import Scheduler
+
+log = logging.getLogger(__name__)
 
 
 class _Inbox:
@@ -59,11 +62,18 @@ class Coordinator:
         self._deliver(self.scheduler.on_turn(turn, self._clock.now_s()))
         return turn
 
-    async def next_action(self, turn: Turn) -> Action:
-        """What to do next for this turn. Raises NoCapacity when no room came free in time."""
+    async def next_action(self, turn: Turn) -> Start:
+        """What to do next for this turn.
+
+        Raises NoCapacity when no room came free in time, and TurnError where the policy failed to place it.
+        """
         inbox = self._inboxes[turn.id]
-        if inbox.actions:
-            return inbox.actions.popleft()
+        action = inbox.actions.popleft() if inbox.actions else await self._wait(turn, inbox)
+        if isinstance(action, PlacementFailed):
+            raise _placement_failed(turn, action.error)
+        return action
+
+    async def _wait(self, turn: Turn, inbox: _Inbox) -> Action:
         limit_s = self._max_wait_s if self.scheduler.is_waiting(turn.id) else self._follower_wait_s
         try:
             async with asyncio.timeout(limit_s):
@@ -157,3 +167,11 @@ class Coordinator:
             "try again later, or end conversations that are done (DELETE /v1/conversations/{id})",
             code="no_kv_capacity",
         )
+
+
+def _placement_failed(turn: Turn, error: Exception) -> TurnError:
+    log.error("the policy failed to place a turn of %r", turn.conversation_id, exc_info=error)
+    return TurnError(
+        f"the placement policy failed on this turn ({type(error).__name__}): the gateway's log says why",
+        code="placement_failed",
+    )

@@ -29,4 +29,13 @@ class StartDecode:
     rebind: RebindCause | None = None
 
 
-Action = StartPrefill | StartDecode
+@dataclass(frozen=True, slots=True)
+class PlacementFailed:
+    """End the turn, which runs nowhere: the policy raised `error` when it was asked about it."""
+
+    turn_id: int
+    error: Exception
+
+
+Start = StartPrefill | StartDecode
+Action = Start | PlacementFailed

@@ -70,11 +70,12 @@ class Conversation:
 
     `leader` is the turn whose placement decides the binding; while there is one there is no
     decoder. `followers` came before the binding was committed. `running` are turns that were
-    sent somewhere under a binding. `context_tokens` is what each engine has computed or
-    received of the conversation, by the last count; `kv_tokens` what its decoder must hold,
-    None while only estimated. `shared_tokens` of its prompts are a prefix that others hold too, None
-    until its first turn's cache hit was reported. `evicted_tokens` its decoder has lost since its last
-    turn. `rebind_cause` says why it was, or has to be, bound once more.
+    sent somewhere under a binding, `unplaced` those that could not be placed and have not ended
+    yet. `context_tokens` is what each engine has computed or received of the conversation, by the
+    last count; `kv_tokens` what its decoder must hold, None while only estimated. `shared_tokens` of
+    its prompts are a prefix that others hold too, None until its first turn's cache hit was reported.
+    `evicted_tokens` its decoder has lost since its last turn. `rebind_cause` says why it was, or has
+    to be, bound once more.
     """
 
     id: str
@@ -83,6 +84,7 @@ class Conversation:
     leader: TurnState | None = None
     followers: deque[TurnState] = field(default_factory=deque)
     running: dict[int, TurnState] = field(default_factory=dict)
+    unplaced: dict[int, TurnState] = field(default_factory=dict)
     context_tokens: dict[str, int] = field(default_factory=dict)
     last_prefiller: str | None = None
     hit_share: float | None = None
@@ -97,4 +99,4 @@ class Conversation:
 
     @property
     def has_turns(self) -> bool:
-        return bool(self.leader or self.followers or self.running)
+        return bool(self.leader or self.followers or self.running or self.unplaced)

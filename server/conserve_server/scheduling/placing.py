@@ -6,15 +6,16 @@ The steps of the state machine; which report leads to which step is `scheduler.p
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Callable
 
 from conserve_sdk.protocol import RebindCause
 from conserve_server.core.turn import Placement
-from conserve_server.scheduling.actions import Action
+from conserve_server.scheduling.actions import Action, PlacementFailed
 from conserve_server.scheduling.admission_queue import AdmissionQueue
 from conserve_server.scheduling.conversation import Conversation, State, TurnState
 from conserve_server.scheduling.engine_pools import EnginePools
 from conserve_server.scheduling.legs import Legs, placement_of
-from conserve_server.scheduling.policy import Policy
+from conserve_server.scheduling.policy import ClusterView, Policy
 
 
 class Placing:
@@ -36,7 +37,7 @@ class Placing:
         """Send a turn where its conversation is bound, behind the turn that places it, or into the queue."""
         conversation = state.conversation
         if conversation.decoder is not None:
-            return self._start_bound(state)
+            return self._attempt(state, self._start_bound) or []
         if conversation.leader is not None:
             conversation.followers.append(state)
             return []
@@ -54,19 +55,55 @@ class Placing:
         """Place waiting turns in order, until one finds no room."""
         actions: list[Action] = []
         while (state := self.waiting.head) is not None:
-            placement = self._place(state)
-            if placement is None:
+            placed = self._attempt(state, self._admit_head)
+            if placed is None:
                 break
-            self.waiting.remove(state.id)
-            actions += self._lead(state, placement)
+            actions += placed
         return actions
 
-    def _place(self, state: TurnState) -> Placement | None:
-        """What the policy says; an engine that failed the turn is asked again only if no other has room."""
-        turn = self._legs.turn_view(state)
-        placement = self._policy.place(turn, self._legs.cluster_for(state, self.now_s))
+    def _attempt(
+        self, state: TurnState, place: Callable[[TurnState], list[Action] | None]
+    ) -> list[Action] | None:
+        """Place the turn. What a policy raises ends the turn that it was asked about, and nobody else's."""
+        try:
+            return place(state)
+        except Exception as error:  # noqa: BLE001 - told to whoever waits for the turn
+            return [self._give_up(state, error)]
+
+    def _give_up(self, state: TurnState, error: Exception) -> Action:
+        """The turn leaves the queue and every engine's books; what is left of it is its end."""
+        self._legs.over(state)
+        state.placement = None
+        conversation = state.conversation
+        conversation.running.pop(state.id, None)
+        if conversation.leader is state:
+            self.abandon(state)
+        conversation.unplaced[state.id] = state
+        return PlacementFailed(state.id, error)
+
+    def _admit_head(self, state: TurnState) -> list[Action] | None:
+        """Send it where the policy says; to an engine that failed it only if no other has room."""
+        placement = self._ask(state, self._legs.cluster_for(state, self.now_s))
         if placement is None and state.failed_on:
-            return self._policy.place(turn, self._legs.cluster_view(self.now_s))
+            placement = self._ask(state, self._legs.cluster_view(self.now_s))
+        if placement is None:
+            return None
+        self.waiting.remove(state.id)
+        return self._lead(state, placement)
+
+    def _ask(self, state: TurnState, cluster: ClusterView) -> Placement | None:
+        """What the policy says. Raises where it can't be, before anything has changed."""
+        placement = self._policy.place(self._legs.turn_view(state), cluster)
+        if placement is None:
+            return None
+        if placement.decoder not in self._pools.ledgers:
+            raise ValueError(
+                f"turn {state.id} was placed on {placement.decoder!r}, which is no decoder that is up"
+            )
+        if placement.prefiller is not None and self._pools.find(placement.prefiller) is None:
+            raise ValueError(f"turn {state.id} was placed on {placement.prefiller!r}, which is not up")
+        if placement.prefiller == placement.decoder:
+            raise ValueError(f"turn {state.id} was placed on {placement.decoder!r} twice")
         return placement
 
     def _lead(self, state: TurnState, placement: Placement) -> list[Action]:
@@ -83,17 +120,15 @@ class Placing:
 
     def start(self, state: TurnState, placement: Placement) -> list[Action]:
         """Send the first leg of the placement."""
-        if placement.prefiller == placement.decoder:
-            raise RuntimeError(f"turn {state.id} was placed on {placement.decoder!r} twice")
         state.placement = placement
         state.is_stranded = False
         return [self._legs.start(state, self.now_s)]
 
     def _start_bound(self, state: TurnState) -> list[Action]:
         conversation = state.conversation
-        placement = self._policy.place(self._legs.turn_view(state), self._legs.cluster_view(self.now_s))
+        placement = self._ask(state, self._legs.cluster_view(self.now_s))
         if placement is None:
-            raise RuntimeError(f"the policy left a bound turn of {conversation.id!r} without a place")
+            raise ValueError(f"the policy left a bound turn of {conversation.id!r} without a place")
         if placement.decoder != conversation.decoder:
             return self._move(state, placement)
         conversation.state = State.ACTIVE
@@ -107,7 +142,7 @@ class Placing:
         """The policy takes the conversation to another decoder: this turn places it anew."""
         conversation = state.conversation
         if conversation.running:
-            raise RuntimeError(f"the policy moved {conversation.id!r} while its turns run")
+            raise ValueError(f"the policy moved {conversation.id!r} while its turns run")
         self._pools.release(conversation.id)
         conversation.decoder = conversation.kv_tokens = None
         conversation.leader = state

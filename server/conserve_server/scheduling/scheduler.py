@@ -4,6 +4,7 @@ One pure state machine: no I/O, no clock, no randomness. A driver (the gateway, 
 simulation) reports what happened and carries out the actions that come back. The same
 reports in the same order give the same actions. Every method that returns actions may
 start turns other than the one it was called for. Times are the driver's monotonic seconds.
+A policy that raises fails the turn that it was asked about (`PlacementFailed`), and no report.
 """
 
 from __future__ import annotations
@@ -60,6 +61,10 @@ class Scheduler:
     def rebinds(self) -> int:
         """Bindings that replaced a lost one; those that a policy moved are not among them."""
         return sum(n for cause, n in self.rebinds_by_cause.items() if cause is not RebindCause.MOVED)
+
+    def knows(self, turn_id: int) -> bool:
+        """Whether the turn has arrived and not ended."""
+        return turn_id in self._turns
 
     def is_waiting(self, turn_id: int) -> bool:
         """Whether the turn waits for room itself, and not for another turn's binding."""
@@ -219,7 +224,7 @@ class Scheduler:
             self._placing.abandon(state)
         elif conversation.running.pop(turn_id, None) is not None:
             self._settle(state, kv_tokens)
-        else:
+        elif conversation.unplaced.pop(turn_id, None) is None:
             conversation.followers.remove(state)
         if not conversation.has_turns:
             self._rest(conversation)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from conserve_server.core.turn import Placement, Turn
-from conserve_server.scheduling.actions import Action, StartPrefill
+from conserve_server.scheduling.actions import Action, PlacementFailed, StartPrefill
 from conserve_server.scheduling.policy import Policy
 from conserve_server.scheduling.scheduler import Scheduler
 from conserve_server.simulation.engine_model import EngineModel
@@ -181,6 +181,8 @@ class Simulator:
 
     def _perform(self, actions: list[Action]) -> None:
         for action in actions:
+            if isinstance(action, PlacementFailed):
+                raise action.error
             state = self._turns[action.turn_id]
             if state.live.placed_s is None:
                 state.live.placed_s = self._now_s
@@ -389,11 +391,10 @@ class Simulator:
         One that is empty and said so before has nothing to say.
         """
         for name, engine in self._engines.items():
-            used, running, waiting = engine.kv.used, engine.running, engine.waiting
-            is_empty = not (used or running or waiting)
+            share, running, waiting = engine.kv.used / engine.kv.total, engine.running, engine.waiting
+            is_empty = not (share or running or waiting)
             if is_empty and name in self._said_empty:
                 continue
             (self._said_empty.add if is_empty else self._said_empty.discard)(name)
-            usage = used / engine.kv.total
-            self._perform(self._scheduler.on_kv_observed(name, usage, running, waiting, self._now_s))
+            self._perform(self._scheduler.on_kv_observed(name, share, running, waiting, self._now_s))
         self._at(self._now_s + (self._options.reports_every_s or 0.0), self._report)
