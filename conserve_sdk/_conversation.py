@@ -210,7 +210,7 @@ def conversation(
     another. `metadata` goes on the spans of this process, never on the wire. `keep_open`
     leaves the conversation and its KV cache on the gateway for a later process; else the end
     of the block releases it. Raises ValueError for an `id` or `parent` without a printable
-    ASCII character, and TypeError for metadata that a span can't hold.
+    character, and TypeError for metadata that a span can't hold.
     """
     own_id = uuid.uuid4().hex if id is None else _checked(id, "id")
     parent_id, root_id = _ancestors(own_id, parent)
@@ -245,7 +245,5 @@ def _checked_metadata(metadata: Mapping[str, Metadatum]) -> Mapping[str, Metadat
 def _checked(text: str, argument: str) -> str:
     cleaned = clean_id(text)
     if cleaned is None:
-        raise ValueError(
-            f"{argument}={text!r} has no printable ASCII character left to name a conversation by"
-        )
+        raise ValueError(f"{argument}={text!r} has no printable character to name a conversation by")
     return cleaned

@@ -48,7 +48,9 @@ EXPOSED_HEADERS: Final = (
 """The whole receipt, as a browser must be told that its pages may read it."""
 
 MAX_ID_LENGTH: Final = 256
-"""Longest identifier, in characters; a longer one is shortened to its beginning and a digest."""
+"""Longest identifier, in bytes of UTF-8; a longer one is shortened to its beginning and a digest."""
+_JOINERS: Final = "\u200c\u200d"
+"""They tell words apart in Persian, in the scripts of India and in emoji, and Python prints neither."""
 
 CONVERSATIONS_PATH: Final = "/v1/conversations"
 """Lists recent conversations (`GET`)."""
@@ -84,9 +86,28 @@ def trace_dir() -> pathlib.Path:
 
 
 def clean_id(text: str) -> str | None:
-    """The identifier as both sides write it: printable ASCII, at most `MAX_ID_LENGTH`; None if empty."""
-    kept = "".join(c for c in text if " " <= c <= "~").strip()
+    """The identifier as both sides write it, in any script; None if nothing of it can be printed.
+
+    What can't be printed is left out (controls, line breaks, marks of direction, half characters),
+    and it has at most `MAX_ID_LENGTH` bytes. In headers it travels as UTF-8.
+    """
+    kept = text if text.isascii() and text.isprintable() else "".join(filter(_is_printed, text))
+    kept = kept.strip()
     return _shortened(kept) if kept else None
+
+
+def _is_printed(character: str) -> bool:
+    return character.isprintable() or character in _JOINERS
+
+
+def header_text(value: str) -> str:
+    """A header's text, as UTF-8 where it is that. `value`: its bytes as Latin-1, as servers give them."""
+    if value.isascii():
+        return value
+    try:
+        return value.encode("latin-1").decode()
+    except UnicodeError:
+        return value
 
 
 def branch_id(conversation_id: str, branch: str) -> str:
@@ -96,12 +117,13 @@ def branch_id(conversation_id: str, branch: str) -> str:
 
 def _shortened(text: str) -> str:
     """The text itself, or its beginning and a digest of the whole: two long ones never become one."""
-    if len(text) <= MAX_ID_LENGTH:
+    if len(text) * 4 <= MAX_ID_LENGTH or len(written := text.encode()) <= MAX_ID_LENGTH:
         return text
     from hashlib import blake2b
 
-    digest = blake2b(text.encode(), digest_size=16).hexdigest()
-    return f"{text[: MAX_ID_LENGTH - len(digest) - 1]}~{digest}"
+    digest = blake2b(written, digest_size=16).hexdigest()
+    beginning = written[: MAX_ID_LENGTH - len(digest) - 1].decode(errors="ignore")
+    return f"{beginning}~{digest}"
 
 
 SAMPLER_VARIABLE: Final = "OTEL_TRACES_SAMPLER"

@@ -81,3 +81,27 @@ async def test_a_first_turn_that_failed_leaves_no_live_conversation(gateway: Ser
     refused = await ask(gateway, {"x-session-id": "bad"}, max_tokens=-1)
     assert refused.status_code == 400
     assert await state(gateway, "bad") == "ended"
+
+
+async def test_conversations_named_in_other_scripts_are_apart_and_shown_as_given(gateway: Served) -> None:
+    names = ["客户-1", "顧客-1"]
+    for name in names:
+        headers = {b"x-conserve-conversation-id": name.encode()}
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+        answers = [
+            await gateway.client.post("/v1/chat/completions", json=body, headers=headers) for _ in range(2)
+        ]
+        assert [answer.headers["x-conserve-turn"] for answer in answers] == ["1", "2"]
+        raw = dict(answers[0].headers.raw)
+        assert raw[b"x-conserve-conversation-id"].decode() == name
+        assert (await gateway.report(name))["id"] == name
+    assert (await gateway.client.delete(f"/v1/conversations/{names[0]}")).status_code == 200
+    assert [await state(gateway, name) for name in names] == ["ended", "tool-gap"]
+
+
+async def test_threads_of_one_codex_session_are_its_branches(gateway: Served) -> None:
+    threads = ["s", "t", "t", "s"]
+    answers = [await ask(gateway, {"session-id": "s", "thread-id": thread}) for thread in threads]
+    assert [a.headers["x-conserve-conversation-id"] for a in answers] == ["s", "s/t", "s/t", "s"]
+    paths = [a.headers["x-conserve-path"] for a in answers]
+    assert paths == ["remote-prefill", "remote-prefill", "pinned", "pinned"]

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 
 import msgspec
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
-from conserve_sdk.protocol import MAX_ID_LENGTH
+from conserve_sdk.protocol import MAX_ID_LENGTH, clean_id
 from conserve_server.gateway.identity import (
     ID_HEADERS,
     MAX_FIELD_BYTES,
@@ -60,7 +62,7 @@ def test_a_conversation_may_be_a_string() -> None:
     assert identity_of(None, {"conversation": "c"}).conversation_id == "c"
 
 
-@pytest.mark.parametrize("odd", [None, 3, [], {}, {"id": 3}, "", " \n", "é"])
+@pytest.mark.parametrize("odd", [None, 3, [], {}, {"id": 3}, "", " \n", "\u200e"])
 @pytest.mark.parametrize("name", FIELDS)
 def test_a_field_that_holds_no_identifier_names_nothing(name: str, odd: object) -> None:
     assert identity_of(None, {name: odd}).is_synthetic
@@ -75,8 +77,48 @@ def test_the_previous_response_is_read() -> None:
     assert read_previous_response({}) is None
 
 
-def test_identifiers_are_stripped_to_printable_ascii() -> None:
-    assert identity_of({"x-session-id": " a\x00b\né "}).conversation_id == "ab"
+def latin(text: str) -> str:
+    """A header's text as servers give it: its UTF-8, byte for byte."""
+    return text.encode().decode("latin-1")
+
+
+def test_what_cannot_be_printed_is_no_part_of_an_identifier() -> None:
+    assert identity_of({"x-session-id": " a\x00b\n\x7f\x1b[0m "}).conversation_id == "ab[0m"
+    assert identity_of({"x-session-id": latin("a\u202eb\u2028c")}).conversation_id == "abc"
+
+
+@pytest.mark.parametrize("name", ["客户-1", "顧客-1", "مشتری\u200cها", "👩\u200d🚀", "é", "Ж 1", "100 %"])
+def test_an_identifier_in_any_script_is_kept_as_given(name: str) -> None:
+    assert identity_of({"x-session-id": latin(name)}).conversation_id == name
+    assert identity_of(None, {"session_id": name}).conversation_id == name
+
+
+def test_a_header_that_is_no_utf8_is_read_as_latin1() -> None:
+    assert identity_of({"x-session-id": "caf\xe9"}).conversation_id == "café"
+
+
+@given(st.text(), st.text())
+def test_identifiers_that_differ_in_print_stay_apart(one: str, other: str) -> None:
+    identities = [identity_of(None, {"session_id": text}) for text in (one, other)]
+    assume(not any(identity.is_synthetic for identity in identities))
+    ids = [identity.conversation_id for identity in identities]
+    sessions = [identity.engine_session for identity in identities]
+    assert (sessions[0] == sessions[1]) == (ids[0] == ids[1])
+    assert all(session.isascii() and session.isprintable() for session in sessions)
+    assert all(clean_id(each) == each for each in ids)
+
+
+@pytest.mark.parametrize("name", ["session-id", "session_id"])
+def test_each_thread_of_codex_is_a_branch_of_its_session(name: str) -> None:
+    first = identity_of({name: "s", "thread-id": "s"})
+    helper = identity_of({name: "s", "thread-id": "t"})
+    assert (first.conversation_id, first.branch_of) == ("s", None)
+    assert (helper.conversation_id, helper.branch_of) == ("s/t", "s")
+    assert identity_of({name: "s"}).conversation_id == "s"
+
+
+def test_a_thread_of_others_is_no_branch() -> None:
+    assert identity_of({"x-session-id": "s", "thread-id": "t"}).branch_of is None
 
 
 def test_two_long_identifiers_stay_two() -> None:

@@ -12,7 +12,7 @@ import pytest
 from conserve_server.engines.engine import Role
 from conserve_server.telemetry import names
 
-from .conftest import Serve, Served, engine_config
+from .conftest import MODEL, Serve, Served, engine_config
 
 SYSTEM = {"role": "system", "content": "You share these words with everybody. " * 10}
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
@@ -161,3 +161,38 @@ async def test_the_answer_of_a_named_conversation_is_not_gathered(gateway: Serve
     named = await gateway.chat("named", [user("hi")])
     later = await ask(gateway, [user("hi"), message_of(named), user("go on")])
     assert later.headers[ID] != "named"
+
+
+MARK = {"cache_control": {"type": "ephemeral"}}
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+async def test_a_marker_that_moves_with_each_turn_keeps_the_conversation(gateway: Served, path: str) -> None:
+    """As Anthropic's clients, Pydantic AI and LiteLLM send it: on the latest message alone."""
+    history: Messages = []
+    found = []
+    for question in ("When?", "Where?", "Why?"):
+        history.append(user(f"{question} {LONG}"))
+        part = {"type": "text", "text": history[-1]["content"], **MARK}
+        messages = [*history[:-1], {"role": "user", "content": [part]}]
+        body = {"model": MODEL, "messages": messages, "max_tokens": 8}
+        answer = await gateway.client.post(path, json=body)
+        assert answer.status_code == 200
+        found.append((answer.headers[ID], answer.headers["x-conserve-path"]))
+        document = answer.json()
+        text = document["content"][0]["text"] if "content" in document else message_of(answer)["content"]
+        history.append({"role": "assistant", "content": text})
+    assert len({conversation for conversation, _ in found}) == 1
+    assert [where for _, where in found] == ["remote-prefill", "pinned", "pinned"]
+
+
+async def test_a_text_as_input_goes_on_as_a_message(gateway: Served) -> None:
+    first = await gateway.client.post(
+        "/v1/responses", json={"model": MODEL, "input": LONG, "max_output_tokens": 8}
+    )
+    items = [user(LONG), *first.json()["output"], user("And then?")]
+    second = await gateway.client.post(
+        "/v1/responses", json={"model": MODEL, "input": items, "max_output_tokens": 8}
+    )
+    assert second.headers[ID] == first.headers[ID]
+    assert second.headers["x-conserve-path"] == "pinned"

@@ -1,9 +1,9 @@
 """A message history as running hashes: what a request's next turn can be recognised by.
 
-One hash goes over the messages' bytes as they came; at the end of each assistant message
-its value is a boundary. Assistant messages alone are read and hashed in one canonical form,
-because clients send back the engine's answer in words of their own: other key order, null
-or empty content, arguments spaced differently, fields left out.
+One hash goes over the messages, each in its canonical form (`canonical.py`); at the end of each
+assistant message its value is a boundary. Of those the texts and tool calls alone count, because
+clients send back the engine's answer in words of their own: null or empty content, arguments
+spaced differently, fields left out.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Final
 import msgspec
 import xxhash
 
+from conserve_server.gateway.canonical import canonical, canonical_system
+
 _ROLE_FIRST: Final = re.compile(rb'\s*\{\s*"role"\s*:\s*"(\w+)"')
 """Almost every client writes the role first; its messages need no second look."""
 _MESSAGE: Final = b"m"
@@ -27,7 +29,7 @@ _THINKING: Final = frozenset({"thinking", "redacted_thinking"})
 """Parts that are no part of a history, like the `reasoning` of a chat."""
 
 
-_TEXTS: Final = ("text", "output_text")
+_TEXTS: Final = ("text", "output_text", "input_text")
 _ANSWERED: Final = frozenset({"function_call", "reasoning"})
 """Items of the Responses API that only an answer has, beside the assistant's messages."""
 
@@ -54,21 +56,23 @@ class History:
             self.boundaries.append(self._add_answer(canonical_message(message)))
         else:
             self._hash.update(_MESSAGE)
-            self._hash.update(memoryview(message))
+            self._hash.update(canonical(message))
 
     def add_items(self, items: Sequence[msgspec.Raw], *, is_answer: bool) -> None:
         """Take in items of the Responses API that follow one another: one whole answer, or none of one."""
         if is_answer:
-            self.boundaries.append(self._add_answer(canonical_items(items) or b"".join(map(bytes, items))))
+            self.boundaries.append(
+                self._add_answer(canonical_items(items) or b"".join(map(canonical, items)))
+            )
             return
         for item in items:
             self._hash.update(_MESSAGE)
-            self._hash.update(memoryview(item))
+            self._hash.update(canonical(item))
 
     def add_system(self, prompt: msgspec.Raw) -> None:
         """Take in the system prompt of an API that keeps it beside the messages."""
         self._hash.update(_SYSTEM)
-        self._hash.update(memoryview(prompt))
+        self._hash.update(canonical_system(prompt))
 
     def boundary_after(self, answer: bytes) -> int:
         """The boundary that the next request will have, if the client goes on from this answer."""
@@ -98,11 +102,16 @@ def read_history(messages: msgspec.Raw, seed: int, system: msgspec.Raw | None = 
 
 
 def read_items(items: msgspec.Raw, seed: int, instructions: msgspec.Raw | None = None) -> History | None:
-    """The history in the `input` of the Responses API, after its `instructions`. None if it is no list."""
+    """The history in the `input` of the Responses API, after its `instructions`.
+
+    A text stands for one message of the user. None if it is neither that nor a list.
+    """
+    if bytes(memoryview(items)[:1]) == b'"':
+        items = msgspec.Raw(b'[{"role":"user","content":%b}]' % bytes(items))
     try:
         found = msgspec.json.decode(items, type=list[msgspec.Raw])
     except (msgspec.MsgspecError, RecursionError):
-        return None  # a text: the client that goes on from it writes it as a message, in words of its own
+        return None
     history = History(seed)
     if instructions is not None:
         history.add_system(instructions)
@@ -182,14 +191,14 @@ def canonical_answer(content: str, calls: Sequence[ToolCall]) -> bytes:
 
 
 def canonical_message(message: msgspec.Raw | bytes) -> bytes:
-    """An assistant message in the canonical form; its own bytes where it has a shape of its own."""
+    """An assistant message in the canonical form; as any other message where it has a shape of its own."""
     try:
         read = _READ_ASSISTANT(message)
         content, calls = _content(read.content)
         calls += [_tool_call(call) for call in read.tool_calls or ()]
     except (msgspec.MsgspecError, RecursionError):
-        return bytes(message)
-    return bytes(message) if content is None else canonical_answer(content, calls)
+        return canonical(message)
+    return canonical(message) if content is None else canonical_answer(content, calls)
 
 
 def canonical_items(items: Sequence[msgspec.Raw]) -> bytes | None:

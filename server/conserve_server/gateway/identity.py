@@ -1,7 +1,7 @@
 """Whose turn a request is: the conversation that its headers or body fields name, ours first.
 
-Whatever a client sends here is untrusted text: cut to printable ASCII of bounded length,
-and meant within its tenant and model only.
+Whatever a client sends here is untrusted text, in any script: what can't be printed is left out,
+its length is bounded, and it is meant within its tenant and model only.
 """
 
 from __future__ import annotations
@@ -10,10 +10,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import Final
+from urllib.parse import quote
 
 import msgspec
 
-from conserve_sdk.protocol import AGENT, BRANCH, CONVERSATION_ID, FINAL, PARENT_ID, branch_id, clean_id
+from conserve_sdk.protocol import (
+    AGENT,
+    BRANCH,
+    CONVERSATION_ID,
+    FINAL,
+    PARENT_ID,
+    branch_id,
+    clean_id,
+    header_text,
+)
 from conserve_server.engines.wire import Fields
 
 DEFAULT_TENANT: Final = "default"
@@ -21,13 +31,15 @@ DEFAULT_TENANT: Final = "default"
 
 CLAUDE_CODE_SESSION: Final = "x-claude-code-session-id"
 CLAUDE_CODE_AGENT: Final = "x-claude-code-agent-id"
+CODEX_SESSIONS: Final = ("session-id", "session_id")
+CODEX_THREAD: Final = "thread-id"
+"""Codex's session is its first thread; each sub-agent is a thread of its own in the same session."""
 ID_HEADERS: Final = (
     CONVERSATION_ID,
     "x-session-id",  # vLLM, vllm-router, llm-d, Ray
     "x-dynamo-session-id",
     CLAUDE_CODE_SESSION,
-    "session-id",  # Codex
-    "session_id",
+    *CODEX_SESSIONS,
     "x-session-affinity",  # OpenCode
     "x-litellm-session-id",
     "helicone-session-id",
@@ -36,10 +48,11 @@ ID_HEADERS: Final = (
 PARENT_HEADERS: Final = (PARENT_ID, "x-dynamo-parent-session-id")
 FINAL_HEADERS: Final = (FINAL, "x-dynamo-session-final")
 _READ_HEADERS: Final = frozenset(
-    (*ID_HEADERS, *PARENT_HEADERS, *FINAL_HEADERS, BRANCH, AGENT, CLAUDE_CODE_AGENT)
+    (*ID_HEADERS, *PARENT_HEADERS, *FINAL_HEADERS, BRANCH, AGENT, CLAUDE_CODE_AGENT, CODEX_THREAD)
 )
 ID_FIELDS: Final = ("metadata", "conversation", "prompt_cache_key", "session_id")
 """Body fields that name a conversation where no header does; again the first one wins."""
+_ASCII_BUT_PERCENT: Final = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 MAX_FIELD_BYTES: Final = 16 * 1024
 """A longer field names nothing: no identifier is that long."""
 
@@ -72,10 +85,12 @@ class Identity:
 
     @property
     def engine_session(self) -> str:
-        """The conversation as engines are told of it: one tenant's alone."""
-        if self.tenant == DEFAULT_TENANT:
-            return self.conversation_id
-        return f"{self.tenant}:{self.conversation_id}"
+        """The conversation as engines are told of it: one tenant's alone, in ASCII.
+
+        Percent-encoded, since engines compare what headers and JSON documents name.
+        """
+        written = quote(self.conversation_id, safe=_ASCII_BUT_PERCENT)
+        return written if self.tenant == DEFAULT_TENANT else f"{self.tenant}:{written}"
 
 
 def tenant_of(key: str) -> str:
@@ -85,12 +100,14 @@ def tenant_of(key: str) -> str:
 
 def read_identity(headers: Mapping[str, str], fields: Fields, *, tenant: str, model: str) -> Identity:
     """The identity that the headers (lower-case names) and the body's top-level fields carry."""
-    given = {name: text for name in _READ_HEADERS.intersection(headers) if (text := clean_id(headers[name]))}
+    given = {
+        name: text
+        for name in _READ_HEADERS.intersection(headers)
+        if (text := clean_id(header_text(headers[name])))
+    }
     source = next((name for name in ID_HEADERS if name in given), None)
     named = given[source] if source is not None else _named_by_field(fields)
-    branch = given.get(BRANCH)
-    if branch is None and source == CLAUDE_CODE_SESSION:
-        branch = given.get(CLAUDE_CODE_AGENT)
+    branch = given.get(BRANCH) or _agents_branch(source, given)
     is_branch = named is not None and branch is not None
     own_id = branch_id(named, branch) if named and branch else named or f"anonymous-{token_hex(16)}"
     return Identity(
@@ -103,6 +120,16 @@ def read_identity(headers: Mapping[str, str], fields: Fields, *, tenant: str, mo
         branch_of=named if is_branch else None,
         is_final=any(given.get(name, "").lower() == "true" for name in FINAL_HEADERS),
     )
+
+
+def _agents_branch(source: str | None, given: Mapping[str, str]) -> str | None:
+    """Which of a coding agent's own agents sends this; None for the one that the session is named after."""
+    if source == CLAUDE_CODE_SESSION:
+        return given.get(CLAUDE_CODE_AGENT)
+    if source in CODEX_SESSIONS:
+        thread = given.get(CODEX_THREAD)
+        return None if thread == given[source] else thread
+    return None
 
 
 def read_previous_response(fields: Fields) -> str | None:

@@ -60,7 +60,7 @@ class Reply:
     async def start(self, status: int, headers: Mapping[str, str]) -> None:
         self.has_started = True
         self._is_event_stream = headers.get("content-type", "").startswith("text/event-stream")
-        raw = [(name.encode("latin-1"), _latin(value)) for name, value in headers.items()]
+        raw = [(name.encode(), value.encode(errors="replace")) for name, value in headers.items()]
         raw.append((REQUEST_ID.encode(), self._request_id.encode()))
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
@@ -101,10 +101,6 @@ class Reply:
         if self._is_event_stream:
             await self.write(error_event(error, self._api))
         await self.finish()
-
-
-def _latin(text: str) -> bytes:
-    return text.encode("latin-1", errors="replace")
 
 
 def read_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
