@@ -114,6 +114,11 @@ grids: env
 bench-kv: env vllm-env
 	$(BIN)/python bench/kv.py $(BENCH_FLAGS)
 
+# What attackers, broken engines and hasty operators do: build/attack.json, about three minutes.
+.PHONY: attack
+attack: env
+	$(BIN)/python -m bench.attack $(ATTACK_FLAGS)
+
 chaos: env
 	$(BIN)/python -m bench.chaos $(CHAOS_FLAGS)
 
