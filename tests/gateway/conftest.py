@@ -108,7 +108,7 @@ class Served:
 
 
 @asynccontextmanager
-async def serve_app(app: Starlette, *, keep_alive_s: int = 5) -> AsyncIterator[str]:
+async def serve_app(app: Starlette, *, keep_alive_s: float = 5) -> AsyncIterator[str]:
     """The application on a free loopback port."""
     bound = socket.socket()
     bound.bind(("127.0.0.1", 0))
@@ -118,7 +118,7 @@ async def serve_app(app: Starlette, *, keep_alive_s: int = 5) -> AsyncIterator[s
         log_config=None,
         lifespan="on",
         timeout_graceful_shutdown=2,
-        timeout_keep_alive=keep_alive_s,
+        timeout_keep_alive=keep_alive_s,  # type: ignore[arg-type]
     )
     config.load()
     server = uvicorn.Server(config)
@@ -145,6 +145,7 @@ async def served(
     draining: Draining | None = None,
     energy: dict[str, object] | None = None,
     policy: Policy | None = None,
+    keep_alive_s: float = 5,
     **gateway: object,
 ) -> AsyncIterator[Served]:
     """A gateway over these engines (1 prefill and 2 decode unless given).
@@ -180,7 +181,7 @@ async def served(
             load=load,
             draining=draining,
         )
-        url = await stack.enter_async_context(serve_app(app))
+        url = await stack.enter_async_context(serve_app(app, keep_alive_s=keep_alive_s))
         client = await stack.enter_async_context(httpx2.AsyncClient(base_url=url, timeout=WAIT_S))
         found = Served(url, client, engines, exporter, stack, app)
         if is_ready:

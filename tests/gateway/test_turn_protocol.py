@@ -12,8 +12,9 @@ import pytest
 from starlette.applications import Starlette
 from starlette.types import Receive, Scope, Send
 
+from conserve_server.gateway.connections import MAX_HEAD_BYTES
 from conserve_server.gateway.reply import CONNECTION
-from conserve_server.gateway.turn_protocol import MAX_HEAD_BYTES, TURN_ROUTES, TurnProtocol
+from conserve_server.gateway.turn_protocol import TURN_ROUTES, TurnProtocol
 from tests.gateway.conftest import MODEL, WAIT_S, Serve, serve_app
 
 PATH = "/v1/chat/completions"

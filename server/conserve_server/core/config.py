@@ -63,6 +63,9 @@ class GatewayConfig(Part):
     body_timeout_s: Seconds = 60.0
     """How long a request's body may take to arrive, then 408. The largest body in a minute is a slow line
     still (4 Mbit/s); a client that never ends its body would hold a turn's place for ever."""
+    max_connections: int = Field(default=20_000, gt=0)
+    """Open connections of clients at once; one more is answered 503 and closed. Twice what one tenant may
+    have in turns; each that waits takes a few kilobytes and an open file (`ulimit -n`)."""
     max_wait_s: Seconds = 60.0
     """Longest wait of a first turn for room on a decoder, then 503."""
     max_waiting_turns: int = Field(default=1000, gt=0)

@@ -27,6 +27,7 @@ from conserve_server.engines.vllm import VllmEngine
 from conserve_server.engines.wire import API_OF
 from conserve_server.gateway.admin_routes import AdminRoutes
 from conserve_server.gateway.cluster import Cluster
+from conserve_server.gateway.connections import CONNECTION_LIMITS, ConnectionLimits
 from conserve_server.gateway.conversation_routes import ConversationRoutes
 from conserve_server.gateway.conversations import Conversations
 from conserve_server.gateway.coordinator import Coordinator
@@ -35,7 +36,7 @@ from conserve_server.gateway.endings import Endings
 from conserve_server.gateway.energy import GatewayEnergy
 from conserve_server.gateway.engine_drains import EngineDrains
 from conserve_server.gateway.engine_profiles import engine_profiles
-from conserve_server.gateway.errors import api_of, error_document, error_headers
+from conserve_server.gateway.errors import NOSNIFF, api_of, error_document, error_headers
 from conserve_server.gateway.kv_signals import KvSignals
 from conserve_server.gateway.limits import BodyLimits, TurnLimits
 from conserve_server.gateway.live_routes import LiveRoutes
@@ -43,6 +44,7 @@ from conserve_server.gateway.live_view import LiveView
 from conserve_server.gateway.openapi import OPENAPI_PATH, openapi_route
 from conserve_server.gateway.page_routes import page_routes
 from conserve_server.gateway.pass_through import PassThrough
+from conserve_server.gateway.refusals import Refusals
 from conserve_server.gateway.reload import Reload
 from conserve_server.gateway.request_id import REQUEST_ID, AnswersRequestId, request_id_of
 from conserve_server.gateway.routes import Routes
@@ -83,6 +85,7 @@ class _Core:
     cluster: Cluster
     drains: EngineDrains
     reload: Reload
+    refusals: Refusals
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,7 @@ class _Parts:
     """What one running gateway is made of."""
 
     endpoint: TurnEndpoint
+    refusals: Refusals
     routes: list[Route]
     cluster: Cluster
     conversations: Conversations
@@ -124,6 +128,7 @@ def create_app(
         with ExitStack() as stack:
             parts = _build(given, stack)
             app.router.routes.extend(_routes(parts))
+            app.state.refusals = parts.refusals
             app.state.reload = lambda: parts.reload.apply(clock.now_s())
             async with asyncio.TaskGroup() as background:
                 interval_s = config.gateway.probe_interval_s
@@ -133,7 +138,7 @@ def create_app(
                 sweeping = background.create_task(_sweep(parts, clock, interval_s))
                 metering = background.create_task(parts.energy.run(), name="read the energy meters")
                 try:
-                    yield {TURN_ROUTES: {path.encode(): parts.endpoint for path in API_OF}}
+                    yield _for_connections(parts, config)
                 finally:
                     parts.cluster.stop()
                     signals.stop()
@@ -149,6 +154,15 @@ def create_app(
             Exception: _answer_bug,
         },
     )
+
+
+def _for_connections(parts: _Parts, config: Config) -> dict[str, object]:
+    """What the server's protocol reads at each connection."""
+    limits = ConnectionLimits.from_config(config.gateway, parts.refusals.note)
+    return {
+        TURN_ROUTES: {path.encode(): parts.endpoint for path in API_OF},
+        CONNECTION_LIMITS: limits,
+    }
 
 
 def _middleware(config: Config) -> list[Middleware]:
@@ -191,7 +205,7 @@ def _core(given: _Given, stack: ExitStack) -> _Core:
     )
     drains = EngineDrains(cluster, coordinator, timeout_s=gateway.engine_drain_timeout_s)
     reload = Reload(config, given.load, cluster=cluster, drains=drains, make_engine=make_engine)
-    return _Core(coordinator, metrics, conversations, cluster, drains, reload)
+    return _Core(coordinator, metrics, conversations, cluster, drains, reload, Refusals(metrics))
 
 
 def _build(given: _Given, stack: ExitStack) -> _Parts:
@@ -215,10 +229,10 @@ def _build(given: _Given, stack: ExitStack) -> _Parts:
         cluster=cluster, drains=core.drains, reload=core.reload, tenants=tenants, clock=clock
     )
     view = LiveView(conversations.log, scheduler, cluster, clock)
-    live = LiveRoutes(view, tenants, write_timeout_s=gateway.write_timeout_s)
+    live = LiveRoutes(view, tenants, core.refusals, write_timeout_s=gateway.write_timeout_s)
     tables = [each.table() for each in (routes, of_conversations, of_admin, passing, live)]
     every = [openapi_route(), *page_routes(), *(route for table in tables for route in table)]
-    return _Parts(endpoint, every, cluster, conversations, core.drains, core.reload, energy)
+    return _Parts(endpoint, core.refusals, every, cluster, conversations, core.drains, core.reload, energy)
 
 
 def _endpoints(given: _Given, core: _Core) -> tuple[TurnEndpoint, PassThrough]:
@@ -235,6 +249,7 @@ def _endpoints(given: _Given, core: _Core) -> tuple[TurnEndpoint, PassThrough]:
         stored_responses=conversations.stored_responses,
         body_limits=body_limits,
         write_timeout_s=gateway.write_timeout_s,
+        refusals=core.refusals,
     )
     passing = PassThrough(
         cluster=core.cluster,
@@ -243,6 +258,7 @@ def _endpoints(given: _Given, core: _Core) -> tuple[TurnEndpoint, PassThrough]:
         body_limits=body_limits,
         stored_responses=conversations.stored_responses,
         write_timeout_s=gateway.write_timeout_s,
+        refusals=core.refusals,
     )
     return endpoint, passing
 
@@ -291,6 +307,8 @@ async def _sweep(parts: _Parts, clock: Clock, interval_s: float) -> None:
 async def _answer_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, TurnError):
         raise error
+    refusals: Refusals = request.app.state.refusals
+    refusals.note(error)
     document = error_document(error, api_of(request.url.path))
     return JSONResponse(document, error.status, error_headers(error))
 
@@ -310,4 +328,4 @@ async def _answer_bug(request: Request, error: Exception) -> Response:
     log.error("request %s: the gateway failed: %s", request_id, type(error).__name__)
     problem = TurnError(f"the gateway failed: {type(error).__name__}", code="internal_error")
     document = error_document(problem, api_of(request.url.path))
-    return JSONResponse(document, 500, {REQUEST_ID: request_id})
+    return JSONResponse(document, 500, {REQUEST_ID: request_id, **NOSNIFF})

@@ -22,6 +22,8 @@ _ANTHROPIC_KINDS: Final = {
     504: "timeout_error",
 }
 """Anthropic's names; any other status is its `api_error`."""
+NOSNIFF: Final = {"x-content-type-options": "nosniff"}
+"""On every answer: a browser must not take what an engine wrote for a page."""
 
 
 def api_of(path: str) -> Api:

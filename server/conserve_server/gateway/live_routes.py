@@ -15,6 +15,7 @@ from conserve_server.core.errors import InvalidRequest, LimitReached, TurnError
 from conserve_server.engines.wire import Api
 from conserve_server.gateway.live_view import LiveView, Watcher
 from conserve_server.gateway.live_view import Scope as Sight
+from conserve_server.gateway.refusals import Refusals
 from conserve_server.gateway.reply import ClientStalled, Reply, while_connected
 from conserve_server.gateway.request_id import request_id_of
 from conserve_server.gateway.tenants import Tenants, authorization_of
@@ -33,8 +34,11 @@ _HEADERS: Final = {"content-type": "text/event-stream; charset=utf-8", "cache-co
 class LiveRoutes:
     """Streams updates to those who watch."""
 
-    def __init__(self, view: LiveView, tenants: Tenants, *, write_timeout_s: float) -> None:
+    def __init__(
+        self, view: LiveView, tenants: Tenants, refusals: Refusals, *, write_timeout_s: float
+    ) -> None:
         self._view = view
+        self.refusals = refusals
         self.write_timeout_s = write_timeout_s
         self._tenants = tenants
         self._watchers = 0
@@ -102,6 +106,7 @@ class _Endpoint:
             api=Api.COMPLETIONS,
             request_id=request_id_of(scope, request.headers),
             write_timeout_s=self._routes.write_timeout_s,
+            refusals=self._routes.refusals,
         )
         try:
             await self._routes.watch(request, reply)

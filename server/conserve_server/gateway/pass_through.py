@@ -16,6 +16,7 @@ from conserve_server.engines.wire import MESSAGES_PATH, RESPONSES_PATH
 from conserve_server.gateway.cluster import Cluster
 from conserve_server.gateway.errors import api_of
 from conserve_server.gateway.limits import BodyLimits, TurnLimits
+from conserve_server.gateway.refusals import Refusals
 from conserve_server.gateway.reply import ClientGone, ClientStalled, Reply, read_body, while_connected
 from conserve_server.gateway.request import check_model, parse_fields, read_model
 from conserve_server.gateway.request_id import REQUEST_ID, request_id_of
@@ -41,6 +42,7 @@ class PassThrough:
         body_limits: BodyLimits,
         stored_responses: StoredResponses,
         write_timeout_s: float,
+        refusals: Refusals,
     ) -> None:
         self._cluster = cluster
         self._tenants = tenants
@@ -48,6 +50,7 @@ class PassThrough:
         self._body_limits = body_limits
         self._stored_responses = stored_responses
         self.write_timeout_s = write_timeout_s
+        self.refusals = refusals
 
     def table(self) -> list[Route]:
         """The routes, for the application."""
@@ -117,6 +120,7 @@ class _Endpoint:
             api=api_of(scope["path"]),
             request_id=request_id_of(scope, headers),
             write_timeout_s=self._pass_through.write_timeout_s,
+            refusals=self._pass_through.refusals,
         )
         try:
             await self._pass_through.answer(scope, headers, receive, reply)

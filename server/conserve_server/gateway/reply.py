@@ -11,8 +11,9 @@ from starlette.types import Message, Receive, Send
 
 from conserve_server.core.errors import InvalidRequest, TurnError
 from conserve_server.engines.wire import Api
-from conserve_server.gateway.errors import error_document, error_event, error_headers
+from conserve_server.gateway.errors import NOSNIFF, error_document, error_event, error_headers
 from conserve_server.gateway.limits import BodyLimits
+from conserve_server.gateway.refusals import Refusals
 from conserve_server.gateway.request_id import REQUEST_ID
 
 CONNECTION: Final = "conserve_connection"
@@ -48,8 +49,10 @@ class Reply:
         request_id: str,
         write_timeout_s: float,
         connection: Connection | None = None,
+        refusals: Refusals | None = None,
     ) -> None:
         self._to_client = send
+        self._refusals = refusals
         self._connection = connection
         self._api = api
         self._request_id = request_id
@@ -60,8 +63,8 @@ class Reply:
     async def start(self, status: int, headers: Mapping[str, str]) -> None:
         self.has_started = True
         self._is_event_stream = headers.get("content-type", "").startswith("text/event-stream")
-        raw = [(name.encode(), value.encode(errors="replace")) for name, value in headers.items()]
-        raw.append((REQUEST_ID.encode(), self._request_id.encode()))
+        named = {**headers, REQUEST_ID: self._request_id, **NOSNIFF}
+        raw = [(name.encode(), value.encode(errors="replace")) for name, value in named.items()]
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
     async def write(self, chunk: bytes) -> None:
@@ -94,6 +97,8 @@ class Reply:
 
     async def fail(self, error: TurnError, headers: Mapping[str, str]) -> None:
         """The error in the API's shape: as the answer, or as the last event of a stream that has begun."""
+        if self._refusals is not None:
+            self._refusals.note(error)
         if not self.has_started:
             document = error_document(error, self._api)
             await self.document(error.status, document, {**headers, **error_headers(error)})

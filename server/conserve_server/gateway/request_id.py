@@ -9,6 +9,8 @@ from typing import Final
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from conserve_server.gateway.errors import NOSNIFF
+
 REQUEST_ID: Final = "x-request-id"
 MAX_LENGTH: Final = 128
 """Longer than any tracer's or proxy's id; engines and logs repeat it."""
@@ -31,21 +33,27 @@ def clean_request_id(text: str | None) -> str:
 
 
 class AnswersRequestId:
-    """Middleware: every answer names its request. Turns are left alone, their replies do so themselves."""
+    """Middleware: every answer names its request, and is what its type says.
+
+    Turns are left alone, their replies do so themselves.
+    """
 
     def __init__(self, app: ASGIApp, turn_paths: frozenset[str]) -> None:
         self._app = app
         self._turn_paths = turn_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in self._turn_paths:
+        is_turn = scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in self._turn_paths
+        if scope["type"] != "http" or is_turn:
             await self._app(scope, receive, send)
             return
         request_id = request_id_of(scope, Headers(scope=scope))
 
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID] = request_id
+                headers.update(NOSNIFF)
             await send(message)
 
         await self._app(scope, receive, named)

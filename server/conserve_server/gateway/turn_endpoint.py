@@ -13,6 +13,7 @@ from conserve_server.gateway.cluster import Cluster
 from conserve_server.gateway.identity import Identity, read_identity, read_previous_response
 from conserve_server.gateway.limits import BodyLimits, TurnLimits
 from conserve_server.gateway.recognition import Recognition, Watch
+from conserve_server.gateway.refusals import Refusals
 from conserve_server.gateway.reply import (
     CONNECTION,
     ClientGone,
@@ -44,6 +45,7 @@ class TurnEndpoint:
         stored_responses: StoredResponses,
         body_limits: BodyLimits,
         write_timeout_s: float,
+        refusals: Refusals,
     ) -> None:
         self._turns = turns
         self._cluster = cluster
@@ -53,6 +55,7 @@ class TurnEndpoint:
         self._stored_responses = stored_responses
         self._body_limits = body_limits
         self._write_timeout_s = write_timeout_s
+        self._refusals = refusals
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = read_headers(scope["headers"])
@@ -64,6 +67,7 @@ class TurnEndpoint:
             request_id=request_id,
             write_timeout_s=self._write_timeout_s,
             connection=connection,
+            refusals=self._refusals,
         )
         try:
             tenant = self._tenants.caller(authorization_of(headers)).turn_tenant()

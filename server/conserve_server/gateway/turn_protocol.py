@@ -1,143 +1,221 @@
 """uvicorn's HTTP protocol with a short cut: a turn goes from the parser to its endpoint, and back.
 
-A connection's life, keep-alive, shutdown, and every other route are uvicorn's. Left out is
-what a turn does not use and what costs more than all the rest of it: the router and its
-middlewares, a second task that watches for the client's end, checks of headers that are our own.
+A connection's life, shutdown, and every other route are uvicorn's; how long a client is
+waited for (`waits.py`) and how much it may send beside a body are the same for all routes. Left
+out of a turn is what it does not use and what costs more than all the rest of it: the router and
+its middlewares, a second task that watches for the client's end, checks of headers that are our own.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable, Mapping, MutableMapping
-from http import HTTPStatus
-from typing import Any, Final, cast
+from collections.abc import Mapping, MutableMapping
+from typing import Any, Final, NoReturn, cast
 
-import msgspec
-from starlette.types import ASGIApp, Message
-from uvicorn.protocols.http.flow_control import FlowControl
+import httptools
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
-from uvicorn.server import ServerState
 
-from conserve_server.core.errors import TurnError
-from conserve_server.gateway.draining import stopped
-from conserve_server.gateway.errors import api_of, error_document, error_headers
+from conserve_server.core.errors import InvalidRequest, NoCapacity, TurnError
+from conserve_server.gateway.connections import (
+    CHUNK_BYTES,
+    CONNECTION_LIMITS,
+    DRAIN_TIMEOUT_S,
+    GRACE_S,
+    HEAD_TIMEOUT_S,
+    MAX_FRAMING_BYTES,
+    MAX_HEAD_BYTES,
+    MAX_PIPELINED,
+    ConnectionLimits,
+    head_too_large,
+    malformed,
+    refusal,
+)
+from conserve_server.gateway.plain_head import plain_head
 from conserve_server.gateway.reply import CONNECTION
+from conserve_server.gateway.turn_cycle import TurnCycle
+from conserve_server.gateway.waits import MAX_DRAINED_BYTES, Bounds, Over, Waits
 
 TURN_ROUTES: Final = "conserve_turn_routes"
 """In the lifespan's state: the endpoints of turns by path (bytes)."""
-MAX_HEAD_BYTES: Final = 64 * 1024
-"""Of a request's line and headers: four identifiers of the longest kind fit."""
-HEAD_TIMEOUT_S: Final = 30.0
-READ_AHEAD_BYTES: Final = 1024 * 1024
-"""Of a body that nobody reads yet; then the client is held back."""
-_STATUS_LINES: Final = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
-
-log = logging.getLogger(__name__)
+LOOK_S: Final = 60.0
+"""Longest time between two looks at a connection's waits."""
 
 
 class TurnProtocol(HttpToolsProtocol):
     """One client connection."""
 
     head_timeout_s = HEAD_TIMEOUT_S
+    drain_timeout_s = DRAIN_TIMEOUT_S
+    grace_s = GRACE_S
+    url = b""
     _turn: TurnCycle | None = None
-    _idle_since_s: float | None = None
-    _head_since_s: float | None = None
-    _head_bytes: int | None = None
     _timer: asyncio.TimerHandle | None = None
+    _rings_at_s = 0.0
+    _waits: Waits
+    _limits: ConnectionLimits
+    _refusal: TurnError | None = None
+    _upgrade: tuple[bytes, str] | None = None
+    """Method and version of a request that asks for another protocol, which it does not get."""
+    _messages = _body_bytes = _chunks = 0
+    """Seen so far on the connection."""
+    _segment_bytes = _head_bytes = _framing_bytes = _drained_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._rest()
+        self._limits = limits = self.app_state.get(CONNECTION_LIMITS) or ConnectionLimits()
+        bounds = Bounds(
+            idle_s=self.timeout_keep_alive,
+            head_s=self.head_timeout_s,
+            body_s=limits.body_timeout_s + self.grace_s,
+            drain_s=self.drain_timeout_s,
+            write_s=limits.write_timeout_s + self.grace_s,
+        )
+        self._waits = Waits(bounds, self.loop.time())
+        self._watch(self._waits.due_s())
+        if len(self.connections) > limits.max_connections:
+            what = f"{limits.max_connections} connections are open already (gateway.max_connections)"
+            self._refuse(NoCapacity(f"{what}: try again later", code="too_many_connections"))
 
     def data_received(self, data: bytes) -> None:
-        is_of_a_head = self._head_since_s is not None or self._idle_since_s is not None
-        before, self._idle_since_s = self.cycle, None
-        super().data_received(data)
-        if self._head_since_s is not None and not self.transport.is_closing():
-            # What also ends another request is not all head.
-            self._wait_for_head(len(data) if is_of_a_head and self.cycle is before else 0)
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._head_since_s, self._head_bytes = self.loop.time(), None
-
-    def on_response_complete(self) -> None:
-        if self.pipeline or self._turn is None or self.transport.is_closing():
-            super().on_response_complete()
+        if self.transport.is_closing():
             return
-        self.server_state.total_requests += 1
-        self.flow.resume_reading()
-        self._rest()
+        before, was_body = self._seen, self._waits.is_reading_body
+        self._segment_bytes = len(data)
+        try:
+            self._feed(data)
+        except httptools.HttpParserError as error:
+            self._refuse(self._refusal or malformed(error))
+            return
+        if self._waits.is_reading_head:
+            begun = self._messages - before[0]
+            # What also ends another request is not all head.
+            self._head_goes_on(len(data) if begun == 0 or (begun == 1 and not was_body) else 0)
+        elif self._waits.is_reading_body:
+            self._body_goes_on(len(data), before)
+
+    def _feed(self, data: bytes) -> None:
+        while data:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                data = self._without_upgrade() + data[upgrade.args[0] :]
+            else:
+                return
+
+    def _without_upgrade(self) -> bytes:
+        """The head that asked for another protocol as one that does not, for a new parser."""
+        (method, version), self._upgrade = self._upgrade or (b"", ""), None
+        if method == b"CONNECT":
+            wrong = "CONNECT is not served: this gateway is no proxy"
+            self._stop(InvalidRequest(wrong, code="no_such_route", status=405))
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+        return plain_head(method, self.url, version, self.headers)
 
     # -- what is not waited for ----------------------------------------------------------------
 
-    def _rest(self) -> None:
-        """Between requests, and before the first."""
-        self._idle_since_s = self.loop.time()
-        if self._timer is None:
-            self._timer = self.loop.call_later(self.timeout_keep_alive, self._check)
+    def _watch(self, due_s: float) -> None:
+        """Look at `due_s` at the latest. One timer for all waits, which are looked at when it rings."""
+        if self._timer is not None:
+            if self._rings_at_s <= due_s:
+                return
+            self._timer.cancel()
+        self._rings_at_s = due_s
+        self._timer = self.loop.call_at(due_s, self._look)
 
-    def _wait_for_head(self, size: int) -> None:
-        """So many bytes of the request's head came, and it has not ended."""
-        if self._head_bytes is None:
-            self._head_bytes = 0
-            if self._timer is not None:
-                self._timer.cancel()  # its time is shorter than that of a rest
-            self._timer = self.loop.call_later(self.head_timeout_s, self._check)
-        self._head_bytes += size
-        if self._head_bytes > MAX_HEAD_BYTES:
-            what = f"the request's line and headers are longer than {MAX_HEAD_BYTES} bytes"
-            self._refuse(TurnError(f"{what}: send less in headers", code="headers_too_large", status=431))
-
-    def _check(self) -> None:
-        """One timer for all waits of the connection: it looks when it rings how long this one has lasted."""
+    def _look(self) -> None:
         self._timer = None
-        if self.transport.is_closing():
+        now_s, transport = self.loop.time(), self.transport
+        size, is_held = transport.get_write_buffer_size(), self.flow.write_paused
+        over = self._waits.over(size, is_held=is_held, is_closing=transport.is_closing(), now_s=now_s)
+        if over is Over.WRITING:
+            transport.abort()
             return
-        left_s = self._left_s()
-        if left_s is None:
-            return
-        if left_s > 0 or self._is_answering:  # the answer before it must reach its end
-            self._timer = self.loop.call_later(left_s if left_s > 0 else self.head_timeout_s, self._check)
-        elif self._head_since_s is None:
-            self.transport.close()
-        else:
+        if over is not None:
+            self._end(over)
+        self._watch(self._waits.look_at_s(now_s + LOOK_S, is_closing=transport.is_closing()))
+
+    def _end(self, over: Over) -> None:
+        if over is Over.HEAD:
             what = f"the request's headers did not end within {self.head_timeout_s:g} s"
             self._refuse(TurnError(f"{what}: send them at once", code="headers_timeout", status=408))
+        else:
+            self.transport.close()
 
-    def _left_s(self) -> float | None:
-        """Seconds that what the connection waits for may still take; None where it waits for nothing."""
-        if self._head_since_s is not None:
-            return self._head_since_s + self.head_timeout_s - self.loop.time()
-        if self._idle_since_s is not None:
-            return self._idle_since_s + self.timeout_keep_alive - self.loop.time()
-        return None
+    def _head_goes_on(self, size: int) -> None:
+        """So many bytes of the request's head came, and it has not ended."""
+        self._head_bytes += size
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(head_too_large())
+        else:
+            self._watch(self._waits.due_s())
+
+    def _body_goes_on(self, size: int, before: tuple[int, int, int]) -> None:
+        """So many bytes came since `before`, and the body has not ended."""
+        messages, body, chunks = self._seen
+        if messages == before[0]:
+            framing = size - (body - before[1]) - CHUNK_BYTES * (chunks - before[2])
+            self._framing_bytes += max(0, framing)
+        if self._framing_bytes > MAX_FRAMING_BYTES:
+            what = f"chunk extensions and trailers are longer than {MAX_FRAMING_BYTES} bytes"
+            self._refuse(TurnError(f"{what}: leave them out", code="trailers_too_large", status=431))
+        elif not self._waits.owes and self._drained_bytes > MAX_DRAINED_BYTES:
+            self.transport.close()
+        else:
+            self._watch(self._waits.due_s())
 
     @property
-    def _is_answering(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
+    def _seen(self) -> tuple[int, int, int]:
+        return self._messages, self._body_bytes, self._chunks
+
+    def _stop(self, error: TurnError) -> NoReturn:
+        """Refuse what is being parsed: the parser stops where its callback raises."""
+        self._refusal = error
+        raise httptools.HttpParserCallbackError from error
 
     def _refuse(self, error: TurnError) -> None:
         """Answer a request that has no end, and hang up; within another answer nothing can be said."""
-        if self._is_answering:
+        self._limits.refused(error)
+        if self._waits.owes:
             self.transport.close()
             return
-        body = msgspec.json.encode(error_document(error, api_of(self.url.decode("latin-1"))))
-        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(
-            body
-        )
-        self.transport.write(_STATUS_LINES[error.status] + head + body)
+        self.transport.write(refusal(error, self.url, self.server_state.default_headers))
         self.transport.close()
 
     # -- the parser's reports --------------------------------------------------------------------
 
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._messages += 1
+        self._head_bytes = self._framing_bytes = self._drained_bytes = 0
+        self._waits.head_begins(self.loop.time())
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._waits.is_reading_head:  # else it is a trailer, which says nothing here
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
-        self._head_since_s = None
+        if self._head_bytes + self._segment_bytes > MAX_HEAD_BYTES:
+            self._check_head()
+        if self.parser.should_upgrade():
+            self._upgrade = self.parser.get_method(), self.parser.get_http_version()
+            return
+        if len(self.pipeline) >= MAX_PIPELINED:
+            what = f"{MAX_PIPELINED} requests wait for the answer before theirs already"
+            self._stop(TurnError(f"{what}: read the answers first", code="too_many_pipelined", status=400))
         endpoint = self._endpoint()
         if endpoint is None:
             super().on_headers_complete()
-            return
+        else:
+            self._begin_turn(endpoint)
+        self._waits.head_ends(self.loop.time())
+
+    def _check_head(self) -> None:
+        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD_BYTES:
+            self._stop(head_too_large())
+
+    def _begin_turn(self, endpoint: ASGIApp) -> None:
         scope = cast(MutableMapping[str, Any], self.scope)
         cycle = TurnCycle(self.transport, self.flow, self.server_state, self.on_response_complete)
         path = {"path": self.url.decode("ascii"), "raw_path": self.url, "query_string": b""}
@@ -149,12 +227,47 @@ class TurnProtocol(HttpToolsProtocol):
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
+    def on_chunk_header(self) -> None:
+        self._chunks += 1
+
     def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        if not self._waits.owes:
+            self._drained_bytes += len(body)
+            return
         cycle = cast(object, self.cycle)
         if isinstance(cycle, TurnCycle):
             cycle.body_came(body)
         else:
             super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._upgrade is not None:
+            return
+        self._waits.body_ends(self.loop.time())
+        super().on_message_complete()
+
+    # -- answers ---------------------------------------------------------------------------------
+
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        self._waits.answered(self.loop.time())
+        if self.transport.is_closing():
+            return
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        if not self.pipeline:
+            self.flow.resume_reading()
+        self._watch(self._waits.due_s())
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        now_s = self.loop.time()
+        self._watch(self._waits.unsent(self.transport.get_write_buffer_size(), is_held=True, now_s=now_s))
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._waits.unsent(0, is_held=False, now_s=0.0)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -169,155 +282,12 @@ class TurnProtocol(HttpToolsProtocol):
         endpoint = routes.get(self.url)
         if (
             endpoint is None
-            or self._is_answering
+            or self._waits.owes
             or self.expect_100_continue
             or self.limit_concurrency is not None
         ):
             return None
-        parser = self.parser
-        if parser.get_method() != b"POST" or parser.get_http_version() != "1.1" or parser.should_upgrade():
+        if self.parser.get_method() != b"POST" or self.parser.get_http_version() != "1.1":
             return None
         # What a browser sends is for the application's middlewares.
         return None if b"origin" in dict(self.headers) else endpoint
-
-
-class TurnCycle:
-    """One turn and its answer: to uvicorn's protocol what its own `RequestResponseCycle` is."""
-
-    def __init__(
-        self,
-        transport: asyncio.Transport,
-        flow: FlowControl,
-        server: ServerState,
-        on_response: Callable[[], None],
-    ) -> None:
-        self._transport = transport
-        self._flow = flow
-        self._server = server
-        self._on_response = on_response
-        self._path = ""
-        self._body: list[bytes] = []
-        self._body_bytes = 0
-        self._reader: asyncio.Future[None] | None = None
-        self._head: bytes | None = None
-        self._has_started = self._is_chunked = False
-        self.task: asyncio.Task[None] | None = None
-        # What uvicorn's protocol reads and sets:
-        self.more_body = self.keep_alive = True
-        self.disconnected = self.response_complete = False
-
-    async def run(self, endpoint: ASGIApp, scope: MutableMapping[str, Any]) -> None:
-        """Serve the turn to its end, whatever that is."""
-        self._path = scope["path"]
-        try:
-            await endpoint(scope, self.receive, self.send)
-        except asyncio.CancelledError:
-            self._break_off(stopped())
-        except Exception as error:
-            log.exception("the gateway failed")
-            self._break_off(TurnError(f"the gateway failed: {type(error).__name__}", code="internal_error"))
-        else:
-            if not self.response_complete:
-                self._break_off(TurnError("the gateway gave no answer", code="internal_error"))
-        finally:
-            self.task = None
-
-    # -- what the endpoint may know -------------------------------------------------------------
-
-    @property
-    def has_whole_body(self) -> bool:
-        return not self.more_body
-
-    @property
-    def is_writable(self) -> bool:
-        return not self._flow.write_paused
-
-    # -- the request ---------------------------------------------------------------------------
-
-    @property
-    def message_event(self) -> TurnCycle:
-        """uvicorn sets it when there is something to receive."""
-        return self
-
-    def set(self) -> None:
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
-
-    def body_came(self, piece: bytes) -> None:
-        if self.response_complete:
-            return
-        self._body.append(piece)
-        self._body_bytes += len(piece)
-        if self._body_bytes > READ_AHEAD_BYTES:
-            self._flow.pause_reading()
-        self.set()
-
-    def client_went(self) -> None:
-        """Nobody waits for this turn any more."""
-        if self.task is not None:
-            self.disconnected = True
-            self.task.cancel()
-
-    async def receive(self) -> Message:
-        """The next part of the body; the end of a client cancels the turn instead of being told here."""
-        while not self._body and self.more_body:
-            self._reader = asyncio.get_running_loop().create_future()
-            await self._reader
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._body = []
-        self._body_bytes = 0
-        self._flow.resume_reading()
-        return {"type": "http.request", "body": body, "more_body": self.more_body}
-
-    # -- the answer ----------------------------------------------------------------------------
-
-    async def send(self, message: Message) -> None:
-        """Take an ASGI message; the answer's head goes out with the first piece of its body."""
-        if self._flow.write_paused:
-            await self._flow.drain()
-        if message["type"] == "http.response.start":
-            self._head = self._head_of(message["status"], message["headers"])
-            return
-        piece, is_last = message.get("body", b""), not message.get("more_body", False)
-        head, self._head = self._head or b"", None
-        self._has_started = True
-        if self._is_chunked:
-            framed = b"%x\r\n%b\r\n" % (len(piece), piece) if piece else b""
-            piece = framed + b"0\r\n\r\n" if is_last else framed
-        self._transport.write(head + piece if head else piece)
-        if is_last:
-            self._finish()
-
-    def _head_of(self, status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
-        parts = [_STATUS_LINES[status]]
-        for name, value in (*self._server.default_headers, *headers):
-            parts += (name, b": ", value, b"\r\n")
-        if b"".join(parts).count(b"\n") != len(parts) // 4 + 1:
-            raise RuntimeError("a header of the answer has a line break")
-        given = dict(headers)
-        self._is_chunked = b"content-length" not in given
-        if self._is_chunked:
-            parts.append(b"transfer-encoding: chunked\r\n")
-        if b"connection" in given:
-            self.keep_alive = False  # the gateway names it to close it, and for nothing else
-        elif not self.keep_alive:
-            parts.append(b"connection: close\r\n")
-        return b"".join((*parts, b"\r\n"))
-
-    def _finish(self) -> None:
-        self.response_complete = True
-        if not self.keep_alive:
-            self._transport.close()
-        self._on_response()
-
-    def _break_off(self, error: TurnError) -> None:
-        """End an answer that has no end: with an error, or in the middle where it has begun."""
-        if self.disconnected or self.response_complete:
-            return
-        self.keep_alive = False
-        if not self._has_started:
-            body = msgspec.json.encode(error_document(error, api_of(self._path)))
-            headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-            headers += [(name.encode(), value.encode()) for name, value in error_headers(error).items()]
-            self._transport.write(self._head_of(error.status, headers) + body)
-        self._finish()

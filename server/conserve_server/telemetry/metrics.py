@@ -51,6 +51,9 @@ class GatewayMetrics:
         self._transfers = Counter(
             "conserve_kv_transfers", "KV transfers, prefiller to decoder.", registry=registry
         )
+        self._refused = Counter(
+            "conserve_refused", "Requests refused for a limit.", ("reason",), registry=registry
+        )
         self._untraced = Counter("conserve_untraced_turns", "Turns without spans.", registry=registry)
         self._rebinds = Counter(
             "conserve_rebinds", "Bindings of a conversation after its first.", ("cause",), registry=registry
@@ -131,6 +134,10 @@ class GatewayMetrics:
     def turn_untraced(self) -> None:
         """A turn had no spans, because too many came."""
         self._untraced.inc()
+
+    def refused(self, reason: str) -> None:
+        """A request met a limit of the gateway."""
+        self._refused.labels(reason).inc()
 
     def kv_transferred(self) -> None:
         self._transfers.inc()
