@@ -218,6 +218,7 @@ def metrics() -> dict[str, tuple[str, list[str]]]:
     found.kv_signals("e", "release", "sent", 1)
     found.kv_fetched("e", 1)
     found.refused("body_too_large")
+    found.book_failed("metrics")
     count_energy(found.energy)
     families = text_string_to_metric_families(found.page().decode())
     told = {}

@@ -13,6 +13,7 @@ from conserve_server.core.errors import EngineFailed
 from conserve_server.engines.engine import Answer, EngineSpec, EngineStatus, PrefillAnswer, Role
 from conserve_server.gateway.cluster import Cluster
 from conserve_server.gateway.coordinator import Coordinator
+from conserve_server.gateway.telling import BookErrors
 from conserve_server.scheduling.conserve import ConServe
 from conserve_server.scheduling.engine_state import EngineProfile
 from conserve_server.scheduling.scheduler import Scheduler
@@ -48,7 +49,9 @@ async def watched(engine: FakeEngine, interval_s: float) -> AsyncIterator[Cluste
     """A cluster of this engine, which has been seen up."""
     profile = EngineProfile("d0", takes_conversations=True)
     scheduler = Scheduler(ConServe(), engines=[profile], kv_budget_fraction=1.0)
-    coordinator = Coordinator(scheduler, SystemClock(), max_wait_s=1.0, leg_timeout_s=1.0)
+    coordinator = Coordinator(
+        scheduler, SystemClock(), BookErrors(GatewayMetrics()), max_wait_s=1.0, leg_timeout_s=1.0
+    )
     cluster = Cluster([engine], coordinator, GatewayMetrics())
     watch = asyncio.create_task(cluster.watch(engine, SystemClock(), interval_s))
     async with asyncio.timeout(5.0):

@@ -18,7 +18,9 @@ def named(conversation_id: str, **changes: str) -> Identity:
 
 def run_turn(log: ConversationLog, identity: Identity, now_s: float) -> ConversationRecord:
     record = log.open(identity, now_s)
-    record.end_turn(TurnReport(record.begin_turn(now_s), Outcome.COMPLETED), None, 0.0, now_s)
+    index = record.begin_turn(now_s)
+    record.end_turn(index, now_s)
+    record.keep_turn(TurnReport(index, Outcome.COMPLETED), None, 0.0)
     return record
 
 

@@ -14,7 +14,14 @@ def record_of(first_arrival_s: float = 0.0) -> ConversationRecord:
 
 def run_turn(record: ConversationRecord, arrived_s: float, first_token_s: float | None, end_s: float) -> None:
     index = record.begin_turn(arrived_s)
-    record.end_turn(TurnReport(index, Outcome.COMPLETED), first_token_s, record.gap_s, end_s)
+    end_turn(record, index, first_token_s, record.gap_s, end_s)
+
+
+def end_turn(
+    record: ConversationRecord, index: int, first_token_s: float | None, gap_s: float, end_s: float
+) -> None:
+    record.end_turn(index, end_s)
+    record.keep_turn(TurnReport(index, Outcome.COMPLETED), first_token_s, gap_s)
 
 
 def test_ttfet_is_the_last_turns_first_token_since_the_start_without_the_gaps() -> None:
@@ -28,8 +35,8 @@ def test_overlapping_turns_leave_no_gap() -> None:
     record = record_of()
     first = record.begin_turn(0.0)
     second = record.begin_turn(1.0)
-    record.end_turn(TurnReport(first, Outcome.COMPLETED), 0.5, 0.0, 2.0)
-    record.end_turn(TurnReport(second, Outcome.COMPLETED), 1.5, 0.0, 3.0)
+    end_turn(record, first, 0.5, 0.0, 2.0)
+    end_turn(record, second, 1.5, 0.0, 3.0)
     assert record.gap_s == 0.0
     assert record.ttfet_s == pytest.approx(1.5)
 

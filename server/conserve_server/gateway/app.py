@@ -26,6 +26,7 @@ from conserve_server.engines.engine import EngineSpec
 from conserve_server.engines.vllm import VllmEngine
 from conserve_server.engines.wire import API_OF
 from conserve_server.gateway.admin_routes import AdminRoutes
+from conserve_server.gateway.bookkeepers import bookkeepers
 from conserve_server.gateway.cluster import Cluster
 from conserve_server.gateway.connections import CONNECTION_LIMITS, ConnectionLimits
 from conserve_server.gateway.conversation_routes import ConversationRoutes
@@ -36,7 +37,7 @@ from conserve_server.gateway.endings import Endings
 from conserve_server.gateway.energy import GatewayEnergy
 from conserve_server.gateway.engine_drains import EngineDrains
 from conserve_server.gateway.engine_profiles import engine_profiles
-from conserve_server.gateway.errors import NOSNIFF, api_of, error_document, error_headers
+from conserve_server.gateway.errors import NOSNIFF, api_of, error_document, error_headers, internal_error
 from conserve_server.gateway.kv_signals import KvSignals
 from conserve_server.gateway.limits import BodyLimits, TurnLimits
 from conserve_server.gateway.live_routes import LiveRoutes
@@ -48,9 +49,12 @@ from conserve_server.gateway.refusals import Refusals
 from conserve_server.gateway.reload import Reload
 from conserve_server.gateway.request_id import REQUEST_ID, AnswersRequestId, request_id_of
 from conserve_server.gateway.routes import Routes
+from conserve_server.gateway.telling import BookErrors
 from conserve_server.gateway.tenants import Tenants
 from conserve_server.gateway.turn import Turns
+from conserve_server.gateway.turn_books import TurnBooks
 from conserve_server.gateway.turn_endpoint import TurnEndpoint
+from conserve_server.gateway.turn_life import TurnLives
 from conserve_server.gateway.turn_protocol import TURN_ROUTES
 from conserve_server.scheduling.policy import Policy
 from conserve_server.scheduling.scheduler import Scheduler
@@ -81,6 +85,7 @@ class _Core:
 
     coordinator: Coordinator
     metrics: GatewayMetrics
+    errors: BookErrors
     conversations: Conversations
     cluster: Cluster
     drains: EngineDrains
@@ -188,13 +193,16 @@ def _core(given: _Given, stack: ExitStack) -> _Core:
         kv_budget_fraction=config.scheduler.budget_fraction,
         estimates=config.scheduler.estimates,
     )
-    coordinator = Coordinator(
-        scheduler, clock, max_wait_s=gateway.max_wait_s, leg_timeout_s=gateway.turn_timeout_s
-    )
     metrics = GatewayMetrics()
+    errors = BookErrors(metrics)
+    coordinator = Coordinator(
+        scheduler, clock, errors, max_wait_s=gateway.max_wait_s, leg_timeout_s=gateway.turn_timeout_s
+    )
     signals = KvSignals(config.kv, scheduler, clock, metrics)
     endings = Endings(given.tracer, metrics, clock)
-    conversations = Conversations.from_config(gateway, coordinator, signals, given.draining, endings, energy)
+    conversations = Conversations.from_config(
+        gateway, coordinator, signals, given.draining, endings, energy, errors
+    )
     make_engine = _engine_maker(config, signals, stack)
     cluster = Cluster(
         map(make_engine, given.specs),
@@ -205,7 +213,7 @@ def _core(given: _Given, stack: ExitStack) -> _Core:
     )
     drains = EngineDrains(cluster, coordinator, timeout_s=gateway.engine_drain_timeout_s)
     reload = Reload(config, given.load, cluster=cluster, drains=drains, make_engine=make_engine)
-    return _Core(coordinator, metrics, conversations, cluster, drains, reload, Refusals(metrics))
+    return _Core(coordinator, metrics, errors, conversations, cluster, drains, reload, Refusals(metrics))
 
 
 def _build(given: _Given, stack: ExitStack) -> _Parts:
@@ -264,16 +272,18 @@ def _endpoints(given: _Given, core: _Core) -> tuple[TurnEndpoint, PassThrough]:
 
 
 def _turns(given: _Given, core: _Core) -> Turns:
+    traces = TurnTraces(given.tracer, given.config.gateway.max_traced_turns_per_s)
+    books = TurnBooks(
+        bookkeepers(core.coordinator, core.conversations, given.energy, traces, core.metrics), core.errors
+    )
     return Turns(
+        lives=TurnLives(core.coordinator, core.conversations, books, given.clock),
         coordinator=core.coordinator,
         cluster=core.cluster,
-        conversations=core.conversations,
-        metrics=core.metrics,
-        traces=TurnTraces(given.tracer, given.config.gateway.max_traced_turns_per_s),
+        stored_responses=core.conversations.stored_responses,
         clock=given.clock,
         draining=given.draining,
         max_placements=given.config.gateway.max_placements,
-        energy=given.energy,
     )
 
 
@@ -326,6 +336,5 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
 async def _answer_bug(request: Request, error: Exception) -> Response:
     request_id = request_id_of(request.scope, request.headers)
     log.error("request %s: the gateway failed: %s", request_id, type(error).__name__)
-    problem = TurnError(f"the gateway failed: {type(error).__name__}", code="internal_error")
-    document = error_document(problem, api_of(request.url.path))
+    document = error_document(internal_error(error), api_of(request.url.path))
     return JSONResponse(document, 500, {REQUEST_ID: request_id, **NOSNIFF})

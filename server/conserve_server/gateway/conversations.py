@@ -16,9 +16,10 @@ from conserve_server.gateway.endings import Endings
 from conserve_server.gateway.energy import GatewayEnergy
 from conserve_server.gateway.identity import Identity, tenant_of
 from conserve_server.gateway.kv_signals import KvSignals
-from conserve_server.gateway.recognition import Recognition, Watch
+from conserve_server.gateway.recognition import Recognition
 from conserve_server.gateway.record import ENDED, EXPIRED, ConversationRecord
 from conserve_server.gateway.stored_responses import StoredResponses
+from conserve_server.gateway.telling import BookErrors, Event
 
 _RETRY_AFTER_S = 10.0
 """Conversations end less often than turns do."""
@@ -49,6 +50,7 @@ class Conversations:
         max_waiting_turns: int,
         draining: Draining,
         energy: GatewayEnergy,
+        errors: BookErrors,
     ) -> None:
         self._coordinator = coordinator
         self.log = log
@@ -59,10 +61,20 @@ class Conversations:
         self._synthetic_idle_timeout_s = synthetic_idle_timeout_s
         self._limit = limit
         self._own_limits = dict(own_limits)
-        self._endings = endings
+        self._tell_summary = Event("conversation ended", [("summary", endings.ended)], errors)
         self._max_waiting_turns = max_waiting_turns
         self._draining = draining
-        self._energy = energy
+        self._tell_end = Event[[ConversationRecord, str]](
+            "conversation ended",
+            [
+                ("scheduler", lambda record, _: coordinator.end_conversation(record.identity.key)),
+                ("record", self.log.end),
+                ("recognition", lambda record, _: recognition.forget(record.identity)),
+                ("energy", lambda record, _: energy.conversation_ended(record.energy)),
+                ("kv_signals", lambda record, _: signals.conversation_ended(record)),
+            ],
+            errors,
+        )
         self._resting: dict[str, OrderedDict[str, float]] = {}
         """By tenant: synthetic conversations without a turn, and since when."""
 
@@ -75,6 +87,7 @@ class Conversations:
         draining: Draining,
         endings: Endings,
         energy: GatewayEnergy,
+        errors: BookErrors,
     ) -> Conversations:
         own = {
             name: tenant.max_conversations
@@ -95,6 +108,7 @@ class Conversations:
             max_waiting_turns=gateway.max_waiting_turns,
             draining=draining,
             energy=energy,
+            errors=errors,
         )
 
     # -- turns ---------------------------------------------------------------------------------
@@ -110,9 +124,8 @@ class Conversations:
             self._draining.check_new()
             self._check_queue()
             self._check_limit(tenant)
-        self._resting.get(tenant, OrderedDict()).pop(key, None)
         record = self.log.open(identity, now_s)
-        self.signals.turn_begins(record)
+        self._resting.get(tenant, OrderedDict()).pop(key, None)
         return record
 
     def make_room(self) -> None:
@@ -129,20 +142,18 @@ class Conversations:
         self,
         identity: Identity,
         record: ConversationRecord,
-        watch: Watch | None,
         *,
-        is_completed: bool,
+        can_go_on: bool,
         now_s: float,
     ) -> None:
-        """A turn is over, and the scheduler knows. The conversation rests, or is over as well."""
+        """A turn is over, and the scheduler knows. The conversation rests, or is over as well.
+
+        `can_go_on`: whether a later turn can be known as one of the same conversation.
+        """
         if record.ended_as is not None:
-            self.signals.turn_ended(record)
             if not record.has_turns:
-                self._endings.ended(record)
+                self._tell_summary(record)
             return
-        can_go_on = not identity.is_synthetic or (
-            watch is not None and self.recognition.settle(identity, watch, is_completed=is_completed)
-        )
         is_known = self._coordinator.scheduler.find(identity.key) is not None
         if identity.is_final or not can_go_on or not is_known:
             self.end(record, ENDED)
@@ -157,13 +168,9 @@ class Conversations:
         identity = record.identity
         is_new = record.ended_as is None
         self._resting.get(identity.tenant, OrderedDict()).pop(identity.key, None)
-        self.recognition.forget(identity)
-        self.log.end(record, ended_as)
-        self._energy.conversation_ended(record.energy)
-        self._coordinator.end_conversation(identity.key)
-        self.signals.conversation_ended(record)
+        self._tell_end(record, ended_as)
         if is_new and not record.has_turns:
-            self._endings.ended(record)
+            self._tell_summary(record)
 
     def release(self, record: ConversationRecord) -> None:
         """End it by its client's wish, and its branches with it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Iterable
 from itertools import count
@@ -12,11 +11,10 @@ from conserve_server.core.clock import Clock
 from conserve_server.core.errors import NoCapacity, TurnError
 from conserve_server.core.turn import Turn
 from conserve_server.gateway.estimate import TokenEstimate
+from conserve_server.gateway.telling import BookErrors
 from conserve_server.scheduling.actions import Action, PlacementFailed, Start
 from conserve_server.scheduling.engine_state import EngineProfile
 from conserve_server.scheduling.scheduler import Scheduler
-
-log = logging.getLogger(__name__)
 
 
 class _Inbox:
@@ -44,10 +42,17 @@ class Coordinator:
     """One inbox a turn. Every call is synchronous up to the scheduler, so decisions never interleave."""
 
     def __init__(
-        self, scheduler: Scheduler, clock: Clock, *, max_wait_s: float, leg_timeout_s: float
+        self,
+        scheduler: Scheduler,
+        clock: Clock,
+        errors: BookErrors,
+        *,
+        max_wait_s: float,
+        leg_timeout_s: float,
     ) -> None:
         self.scheduler = scheduler
         self._clock = clock
+        self._errors = errors
         self._max_wait_s = max_wait_s
         # A turn behind another's placement also waits for that one's two legs.
         self._follower_wait_s = max_wait_s + 2 * leg_timeout_s
@@ -55,22 +60,31 @@ class Coordinator:
         self._ids = count(1)
         self.estimate = TokenEstimate()
 
-    def arrive(self, conversation_id: str, body_bytes: int) -> Turn:
-        """A turn arrived; end it with `ended`, whatever happens."""
-        turn = Turn(next(self._ids), conversation_id, self.estimate.prompt_tokens(body_bytes))
+    @property
+    def open_turns(self) -> int:
+        """Turns that have arrived and not ended."""
+        return len(self._inboxes)
+
+    def new_turn(self, conversation_id: str, body_bytes: int) -> Turn:
+        """A turn that has still to arrive; its prompt's length is an estimate."""
+        return Turn(next(self._ids), conversation_id, self.estimate.prompt_tokens(body_bytes))
+
+    def arrive(self, turn: Turn) -> None:
+        """The turn arrived; end it with `ended`, whatever happens."""
         self._inboxes[turn.id] = _Inbox()
         self._deliver(self.scheduler.on_turn(turn, self._clock.now_s()))
-        return turn
 
     async def next_action(self, turn: Turn) -> Start:
         """What to do next for this turn.
 
         Raises NoCapacity when no room came free in time, and TurnError where the policy failed to place it.
         """
-        inbox = self._inboxes[turn.id]
+        inbox = self._inboxes.get(turn.id)
+        if inbox is None:
+            raise _never_arrived()
         action = inbox.actions.popleft() if inbox.actions else await self._wait(turn, inbox)
         if isinstance(action, PlacementFailed):
-            raise _placement_failed(turn, action.error)
+            raise _placement_failed(action.error)
         return action
 
     async def _wait(self, turn: Turn, inbox: _Inbox) -> Action:
@@ -113,7 +127,9 @@ class Coordinator:
         cached_tokens: int | None = None,
     ) -> None:
         """The turn is over. `kv_tokens`: prompt and output; all three as the engine counted them."""
-        del self._inboxes[turn.id]
+        self._inboxes.pop(turn.id, None)
+        if not self.scheduler.knows(turn.id):
+            return  # its arrival failed
         actions = self.scheduler.on_turn_ended(
             turn.id,
             kv_tokens,
@@ -157,7 +173,11 @@ class Coordinator:
 
     def _deliver(self, actions: Iterable[Action]) -> None:
         for action in actions:
-            self._inboxes[action.turn_id].put(action)
+            if isinstance(action, PlacementFailed):
+                self._errors.note("policy", "place", action.error)
+            inbox = self._inboxes.get(action.turn_id)
+            if inbox is not None:  # the others' actions must not be lost with one that nobody waits for
+                inbox.put(action)
 
     def _no_room(self, waited_s: float) -> NoCapacity:
         if not self.scheduler.pools.ledgers:
@@ -169,8 +189,11 @@ class Coordinator:
         )
 
 
-def _placement_failed(turn: Turn, error: Exception) -> TurnError:
-    log.error("the policy failed to place a turn of %r", turn.conversation_id, exc_info=error)
+def _never_arrived() -> TurnError:
+    return TurnError("the scheduler failed on this turn: the gateway's log says why", code="internal_error")
+
+
+def _placement_failed(error: Exception) -> TurnError:
     return TurnError(
         f"the placement policy failed on this turn ({type(error).__name__}): the gateway's log says why",
         code="placement_failed",

@@ -81,11 +81,13 @@ class GatewayEnergy:
         """The engine is gone, and what was held there."""
         self._ledger.engine_lost(engine, self._clock.now_s())
 
-    def turn_ended(self, live: LiveTurn, trace: TurnTrace, now_s: float) -> None:
+    def turn_ended(self, live: LiveTurn, now_s: float) -> None:
         """Close the turn's account. Its joules are known later, and get a span of their own then."""
+        if live.energy is None:
+            return
         end_ns = time.time_ns()
         start_ns = end_ns - round((now_s - live.arrived_s) * 1e9)
-        self._traces[live.energy.account] = trace, start_ns, end_ns
+        self._traces[live.energy.account] = live.trace, start_ns, end_ns
         live.energy.ends(
             now_s,
             live.usage,

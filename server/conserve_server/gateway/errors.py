@@ -54,6 +54,11 @@ def error_headers(error: TurnError) -> dict[str, str]:
     return {}
 
 
+def internal_error(bug: Exception) -> TurnError:
+    """A bug in the gateway, as its client is told of it."""
+    return TurnError(f"the gateway failed: {type(bug).__name__}", code="internal_error")
+
+
 def error_event(error: TurnError, api: Api = Api.COMPLETIONS) -> bytes:
     """The error as the last event of a stream that has already begun."""
     name = b"" if api is Api.COMPLETIONS else b"event: error\n"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from opentelemetry.util.types import AttributeValue
 
@@ -25,7 +27,7 @@ from conserve_sdk.protocol import (
     RunningTurn,
     TurnReport,
 )
-from conserve_server.core.errors import EngineFailed
+from conserve_server.core.errors import EngineFailed, TurnError
 from conserve_server.core.turn import Placement, Turn
 from conserve_server.energy.accounts import weakest
 from conserve_server.engines.wire import EngineTiming, Usage
@@ -35,25 +37,36 @@ from conserve_server.gateway.record import ConversationRecord
 from conserve_server.gateway.request import TurnRequest
 from conserve_server.gateway.turn_energy import TurnEnergy
 from conserve_server.telemetry import names
+from conserve_server.telemetry.spans import TurnTrace
 
 _SHARED_USAGE = (names.INPUT_TOKENS, names.OUTPUT_TOKENS, names.CACHE_READ_TOKENS)
 _CACHE_WRITE = (names.CACHE_WRITE_TOKENS, names.CACHE_CREATION_TOKENS)
+_UNTRACED: Final = TurnTrace(None, {}, "", {})
 _OWN_USAGE = (names.TURN_INPUT_TOKENS, names.TURN_OUTPUT_TOKENS, names.TURN_CACHE_READ_TOKENS)
 
 
 @dataclass(slots=True)
 class LiveTurn:
-    """One running turn. Times are the gateway's monotonic seconds; None until it happened."""
+    """One running turn. Times are the gateway's monotonic seconds; None until it happened.
+
+    `carrier` has the client's trace context. What the books of turns need of their own turn's begin
+    at its end is here: `index`, `gap_s`, `energy`, `trace`. `error`: why it failed, where
+    that is told. `is_abandoned`: its client takes nothing any more.
+    """
 
     turn: Turn
     request: TurnRequest
     identity: Identity
     record: ConversationRecord
-    index: int
     arrived_s: float
-    gap_s: float
-    energy: TurnEnergy
+    carrier: Mapping[str, str]
     watch: Watch | None = None
+    index: int = 0
+    gap_s: float = 0.0
+    energy: TurnEnergy | None = None
+    trace: TurnTrace = _UNTRACED
+    can_go_on: bool = True
+    """Whether a later turn can be known as one of the same conversation."""
     placement: Placement | None = None
     rebind: RebindCause | None = None
     placements: int = 0
@@ -65,6 +78,8 @@ class LiveTurn:
     usage: Usage | None = None
     timing: EngineTiming | None = None
     refused: str | None = None
+    error: TurnError | None = None
+    is_abandoned: bool = False
     is_emulated: bool = False
 
     def is_placed(self, placement: Placement, rebind: RebindCause | None) -> None:

@@ -62,7 +62,7 @@ class ConversationRecord:
     gap_s: float = 0.0
     energy: ConversationAccount = field(init=False)
     turn_accounts: dict[int, TurnAccount] = field(default_factory=dict)
-    _running: int = 0
+    _running: set[int] = field(default_factory=set)
     _last_end_s: float | None = None
     _last_effective_turn: int = 0
 
@@ -72,7 +72,7 @@ class ConversationRecord:
     @property
     def has_turns(self) -> bool:
         """Whether one of its turns is running."""
-        return self._running > 0
+        return bool(self._running)
 
     @property
     def last_end_s(self) -> float | None:
@@ -81,11 +81,11 @@ class ConversationRecord:
 
     def begin_turn(self, now_s: float) -> int:
         """Count a turn in; its number, from 1."""
-        if self._running == 0 and self._last_end_s is not None:
+        if not self._running and self._last_end_s is not None:
             self.gap_s += now_s - self._last_end_s
-        self._running += 1
         self.last_turn_s = now_s
         self.turns_begun += 1
+        self._running.add(self.turns_begun)
         return self.turns_begun
 
     def bind(self, path: Path, decoder: str, rebind: RebindCause | None = None) -> None:
@@ -96,11 +96,15 @@ class ConversationRecord:
         if not self.decoders or self.decoders[-1] != decoder:
             self.decoders.append(decoder)
 
-    def end_turn(self, report: TurnReport, first_token_s: float | None, gap_s: float, now_s: float) -> None:
-        """Count a turn out. `gap_s`: the conversation's gaps up to this turn's arrival."""
-        self._running -= 1
-        self.running.pop(report.index, None)
-        self._last_end_s = now_s
+    def end_turn(self, index: int, now_s: float) -> None:
+        """Count a turn out; nothing for one that was never counted in."""
+        self.running.pop(index, None)
+        if index in self._running:
+            self._running.discard(index)
+            self._last_end_s = now_s
+
+    def keep_turn(self, report: TurnReport, first_token_s: float | None, gap_s: float) -> None:
+        """Keep what became of a turn. `gap_s`: the conversation's gaps up to this turn's arrival."""
         self.turns[report.index] = report
         if first_token_s is not None and report.index > self._last_effective_turn:
             self._last_effective_turn = report.index

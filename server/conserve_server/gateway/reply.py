@@ -59,6 +59,7 @@ class Reply:
         self._write_timeout_s = write_timeout_s
         self._is_event_stream = False
         self.has_started = False
+        self.has_finished = False
 
     async def start(self, status: int, headers: Mapping[str, str]) -> None:
         self.has_started = True
@@ -73,6 +74,7 @@ class Reply:
 
     async def finish(self, last: bytes = b"") -> None:
         await self._send({"type": "http.response.body", "body": last, "more_body": False})
+        self.has_finished = True
 
     async def _send(self, message: Message) -> None:
         if self._connection is not None and self._connection.is_writable:

@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Mapping
 
 from opentelemetry.trace import Span, SpanKind
 
-from conserve_sdk.protocol import RECEIPT_EMULATED, Outcome, Path
+from conserve_sdk.protocol import RECEIPT_EMULATED
 from conserve_server.core.clock import Clock
 from conserve_server.core.errors import EngineFailed, TurnError
 from conserve_server.engines.engine import Answer, PrefillAnswer
 from conserve_server.engines.vllm import error_message
 from conserve_server.gateway.cluster import Cluster
-from conserve_server.gateway.conversations import Conversations
 from conserve_server.gateway.coordinator import Coordinator
 from conserve_server.gateway.draining import Draining
-from conserve_server.gateway.energy import GatewayEnergy
+from conserve_server.gateway.errors import internal_error
 from conserve_server.gateway.identity import Identity
-from conserve_server.gateway.live_turn import LiveTurn, first_attributes, span_attributes
+from conserve_server.gateway.live_turn import LiveTurn
 from conserve_server.gateway.readers import document_reader, stream_reader
 from conserve_server.gateway.recognition import Watch
 from conserve_server.gateway.reply import ClientStalled, Reply
 from conserve_server.gateway.request import TurnRequest
 from conserve_server.gateway.request_id import REQUEST_ID
-from conserve_server.gateway.stored_responses import StoredResponse
+from conserve_server.gateway.stored_responses import StoredResponse, StoredResponses
 from conserve_server.gateway.stream import AnswerReader, EventStreamReader
+from conserve_server.gateway.turn_life import TurnLives
 from conserve_server.gateway.typed_stream import NamedEventReader
 from conserve_server.scheduling.actions import StartDecode
 from conserve_server.telemetry import names
-from conserve_server.telemetry.metrics import GatewayMetrics
-from conserve_server.telemetry.spans import TurnTrace, TurnTraces
 
 MAX_HELD_BYTES = 64 * 1024
 """Of a stream, until its first token. Far more than any opening: what grows beyond it is none."""
@@ -45,25 +42,22 @@ class Turns:
     def __init__(
         self,
         *,
+        lives: TurnLives,
         coordinator: Coordinator,
         cluster: Cluster,
-        conversations: Conversations,
-        metrics: GatewayMetrics,
-        traces: TurnTraces,
+        stored_responses: StoredResponses,
         clock: Clock,
         draining: Draining,
         max_placements: int,
-        energy: GatewayEnergy,
     ) -> None:
+        self._lives = lives
+        self._books = lives.books
         self._coordinator = coordinator
         self._cluster = cluster
-        self._conversations = conversations
-        self._metrics = metrics
-        self._traces = traces
+        self._stored_responses = stored_responses
         self._clock = clock
         self._draining = draining
         self._max_placements = max_placements
-        self._energy = energy
 
     async def serve(
         self,
@@ -78,94 +72,27 @@ class Turns:
         Raises LimitReached (429) or NoCapacity (503) before anything has begun. `watch`: the answer of a
         conversation that no client named is gathered for it.
         """
-        live = self._begin(request, identity, watch)
-        trace = self._traces.begin(
-            headers, identity.conversation_id, lambda: first_attributes(live), live.arrived_s
-        )
-        if trace.is_recorded:
-            live.record.turn_spans.append(trace.span_context)
-        outcome = Outcome.FAILED
-        error: TurnError | None = None
-        try:
-            with self._draining.turn():
-                await self._run(live, trace, reply)
-            outcome = Outcome.FAILED if live.refused else Outcome.COMPLETED
-        except asyncio.CancelledError:
-            outcome = Outcome.CANCELLED
-            raise
-        except ClientStalled as problem:
-            outcome, error = Outcome.CANCELLED, problem
-            raise
-        except TurnError as problem:
-            error = problem
-            await reply.fail(problem, live.receipt())
-        finally:
-            self._end(live, trace, outcome, error)
-
-    # -- begin and end -------------------------------------------------------------------------
-
-    def _begin(self, request: TurnRequest, identity: Identity, watch: Watch | None) -> LiveTurn:
-        now_s = self._clock.now_s()
-        record = self._conversations.open(identity, now_s)
-        index = record.begin_turn(now_s)
-        turn = self._coordinator.arrive(identity.key, len(request.body))
-        self._conversations.make_room()
-        energy = self._energy.turn_began(record.energy, now_s)
-        record.turn_accounts[index] = energy.account
-        live = LiveTurn(turn, request, identity, record, index, now_s, record.gap_s, energy, watch)
-        record.running[index] = live
-        return live
-
-    def _end(self, live: LiveTurn, trace: TurnTrace, outcome: Outcome, error: TurnError | None) -> None:
-        now_s = self._clock.now_s()
-        message = str(error) if error else live.refused
-        report = live.report(outcome, now_s, message)
-        live.record.end_turn(report, live.first_token_s, live.gap_s, now_s)
-        self._add_transfer(live, trace)
-        error_type = error.code if error else "engine_refused" if live.refused else None
-        if trace.is_recorded:
-            is_counted = trace.has_parent and (live.request.wants_usage or not live.request.is_streamed)
-            attributes = span_attributes(
-                report, is_emulated=live.is_emulated, is_counted_by_client=is_counted
-            )
-            trace.end(attributes, error_type=error_type, message=message)
-        elif self._traces.records:
-            self._metrics.turn_untraced()
-        self._metrics.turn_ended(report)
-        usage = live.usage
-        self._coordinator.ended(
-            live.turn,
-            live.kv_tokens,
-            output_tokens=usage.completion_tokens if usage else None,
-            cached_tokens=usage.cached_tokens if usage else None,
-        )
-        self._energy.turn_ended(live, trace, now_s)
-        is_completed = outcome is Outcome.COMPLETED
-        self._conversations.turn_ended(
-            live.identity, live.record, live.watch, is_completed=is_completed, now_s=now_s
-        )
-
-    def _add_transfer(self, live: LiveTurn, trace: TurnTrace) -> None:
-        """The transfer's span, once the engine (or the first token) has told how long it took."""
-        if not live.moved_kv or live.decode_started_ns is None or live.decode_started_s is None:
-            return
-        seconds, seen_by = live.transfer_s, "engine"
-        if seconds is None and live.request.is_streamed and live.first_output_s is not None:
-            seconds, seen_by = live.first_output_s - live.decode_started_s, "first_token"
-        if seconds is None:
-            return
-        end_ns = live.decode_started_ns + round(seconds * 1e9)
-        attributes = {names.TRANSFER_OBSERVED_BY: seen_by}
-        trace.past_step(names.SPAN_TRANSFER, live.decode_started_ns, end_ns, attributes)
+        with self._lives.turn(request, identity, headers, watch) as live:
+            try:
+                with self._draining.turn():
+                    await self._run(live, reply)
+            except ClientStalled as problem:
+                live.is_abandoned, live.error = True, problem
+                raise
+            except TurnError as problem:
+                await _fail(live, problem, reply)
+            except Exception as bug:
+                log.exception("request %s: the gateway failed", request.request_id)
+                await _fail(live, internal_error(bug), reply)
 
     # -- the legs ------------------------------------------------------------------------------
 
-    async def _run(self, live: LiveTurn, trace: TurnTrace, reply: Reply) -> None:
+    async def _run(self, live: LiveTurn, reply: Reply) -> None:
         """Place the turn and decode it; again where an engine fails it before its first byte."""
         while True:
-            params = await self._until_prefilled(live, trace)
+            params = await self._until_prefilled(live)
             try:
-                await self._decode(live, trace, params, reply)
+                await self._decode(live, params, reply)
             except EngineFailed as error:
                 self._decode_failed(live, error)
                 if reply.has_started or not self._may_go_again(live, error):
@@ -173,15 +100,15 @@ class Turns:
             else:
                 return
 
-    async def _until_prefilled(self, live: LiveTurn, trace: TurnTrace) -> bytes | None:
+    async def _until_prefilled(self, live: LiveTurn) -> bytes | None:
         """Wait for a place and prefill elsewhere if so told; the parameters for the decode leg."""
-        with trace.step(names.SPAN_ADMISSION, {}):
+        with live.trace.step(names.SPAN_ADMISSION, {}):
             action = await self._coordinator.next_action(live.turn)
         live.wait_s = self._clock.now_s() - live.arrived_s if live.wait_s is None else live.wait_s
         prefilled: PrefillAnswer | None = None
         while not isinstance(action, StartDecode):
             live.is_placed(action.placement, action.rebind)
-            prefilled = await self._prefill(live, trace)
+            prefilled = await self._prefill(live)
             action = await self._coordinator.next_action(live.turn)
         live.is_placed(action.placement, action.rebind)
         return prefilled.kv_transfer_params if prefilled and live.moved_kv else None
@@ -196,7 +123,7 @@ class Turns:
             return False
         return error.code == "engine_error" or live.is_lost_by(error)
 
-    async def _prefill(self, live: LiveTurn, trace: TurnTrace) -> PrefillAnswer | None:
+    async def _prefill(self, live: LiveTurn) -> PrefillAnswer | None:
         """The prefill leg; None if the engine failed, which the scheduler then knows."""
         if live.placement is None or live.placement.prefiller is None:
             raise RuntimeError("a prefill leg needs a prefiller")
@@ -206,49 +133,43 @@ class Turns:
         prefiller = live.placement.prefiller
         started_s = self._clock.now_s()
         attributes = {names.PREFILLER: prefiller}
-        live.energy.prefill_starts(prefiller, live.turn.prompt_tokens, started_s)
+        self._books.prefill_starts(live, started_s)
         try:
             with (
                 self._cluster.leg(prefiller) as engine,
-                trace.step(names.SPAN_PREFILL, attributes, SpanKind.CLIENT) as span,
+                live.trace.step(names.SPAN_PREFILL, attributes, SpanKind.CLIENT) as span,
             ):
                 answer = await engine.prefill(
                     live.request.path,
                     live.request.prefill_body(live.priority),
-                    _leg_headers(live, trace, span),
+                    _leg_headers(live, span),
                 )
                 span.set_attribute(names.TURN_INPUT_TOKENS, answer.prompt_tokens)
         except EngineFailed as error:
             _log_failure("prefill", live, error)
-            live.energy.prefill_ends(self._clock.now_s())
+            self._books.prefill_ends(live, self._clock.now_s(), None)
             self._coordinator.prefill_failed(live.turn, is_lost=live.is_lost_by(error))
             self._cluster.doubt(prefiller)
             return None
         now_s = self._clock.now_s()
         live.prefill_s = now_s - started_s
-        live.energy.prefill_ends(now_s, answer.prompt_tokens, answer.cached_tokens)
+        self._books.prefill_ends(live, now_s, answer)
         self._coordinator.prefilled(
             live.turn, answer.prompt_tokens, len(live.request.body), answer.cached_tokens
         )
         return answer
 
-    async def _decode(self, live: LiveTurn, trace: TurnTrace, params: bytes | None, reply: Reply) -> None:
+    async def _decode(self, live: LiveTurn, params: bytes | None, reply: Reply) -> None:
         if live.placement is None:
             raise RuntimeError("a decode leg needs a decoder")
         decoder = live.placement.decoder
         body = live.request.decode_body(params, live.priority)
-        with trace.step(names.SPAN_DECODE, {names.DECODER: decoder}, SpanKind.CLIENT) as span:
+        with live.trace.step(names.SPAN_DECODE, {names.DECODER: decoder}, SpanKind.CLIENT) as span:
             now_s = self._clock.now_s()
             live.decode_starts(now_s)
-            live.energy.decode_starts(
-                decoder,
-                live.turn.prompt_tokens,
-                now_s,
-                moves_kv=params is not None,
-                is_streamed=live.request.is_streamed,
-            )
+            self._books.decode_starts(live, now_s, params is not None)
             with self._cluster.leg(decoder) as engine:
-                async with engine.send(live.request.path, body, _leg_headers(live, trace, span)) as answer:
+                async with engine.send(live.request.path, body, _leg_headers(live, span)) as answer:
                     await self._pass_on(live, answer, reply)
 
     async def _pass_on(self, live: LiveTurn, answer: Answer, reply: Reply) -> None:
@@ -324,23 +245,11 @@ class Turns:
     def _has_output(self, live: LiveTurn) -> None:
         """The decoder has answered: a binding holds from here on."""
         live.first_output_s = self._clock.now_s()
-        live.energy.first_token(live.first_output_s)
-        if live.placement is None:
-            return
-        if live.placement.path is not Path.PINNED:
-            live.record.bind(live.placement.path, live.placement.decoder, live.rebind)
-        if live.rebind is not None:
-            self._metrics.rebound(live.rebind)
-        self._coordinator.first_token(live.turn, was_seen=live.request.is_streamed)
-        if live.moved_kv:
-            self._metrics.kv_transferred()
+        self._books.answered(live, live.first_output_s)
 
     def _learn(self, live: LiveTurn, reader: AnswerReader) -> None:
         live.usage, live.timing = reader.usage, reader.timing
-        if reader.usage is not None:
-            self._coordinator.estimate.learn(len(live.request.body), reader.usage.prompt_tokens)
-        if live.later_tokens:
-            self._coordinator.tokens(live.turn, live.later_tokens)
+        self._books.counted(live)
 
     def _is_stored(self, live: LiveTurn, answer_id: str) -> None:
         """An answer that its decoder may have stored has this id."""
@@ -349,19 +258,26 @@ class Turns:
             stored = StoredResponse(
                 identity.conversation_id, identity.model, placement.decoder, identity.is_synthetic
             )
-            self._conversations.stored_responses.note(identity.tenant, answer_id, stored)
+            self._stored_responses.note(identity.tenant, answer_id, stored)
 
     def _headers(self, live: LiveTurn, answer: Answer) -> dict[str, str]:
         content_type = answer.headers.get("content-type", "application/json")
         return {"content-type": content_type, "cache-control": "no-store", **live.receipt()}
 
 
-def _leg_headers(live: LiveTurn, trace: TurnTrace, span: Span) -> dict[str, str]:
+async def _fail(live: LiveTurn, error: TurnError, reply: Reply) -> None:
+    """Tell the client, unless it has its whole answer already."""
+    if not reply.has_finished:
+        live.error = error
+        await reply.fail(error, live.receipt())
+
+
+def _leg_headers(live: LiveTurn, span: Span) -> dict[str, str]:
     """What an engine is told besides the body: the conversation (vLLM reads it), the request, the trace."""
     return {
         "x-session-id": live.identity.engine_session,
         REQUEST_ID: live.request.request_id,
-        **trace.headers(span),
+        **live.trace.headers(span),
     }
 
 

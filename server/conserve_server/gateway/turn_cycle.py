@@ -15,7 +15,7 @@ from uvicorn.server import ServerState
 
 from conserve_server.core.errors import TurnError
 from conserve_server.gateway.draining import stopped
-from conserve_server.gateway.errors import NOSNIFF, api_of, error_document, error_headers
+from conserve_server.gateway.errors import NOSNIFF, api_of, error_document, error_headers, internal_error
 
 READ_AHEAD_BYTES: Final = 1024 * 1024
 """Of a body that nobody reads yet; then the client is held back."""
@@ -58,7 +58,7 @@ class TurnCycle:
             self._break_off(stopped())
         except Exception as error:
             log.exception("the gateway failed")
-            self._break_off(TurnError(f"the gateway failed: {type(error).__name__}", code="internal_error"))
+            self._break_off(internal_error(error))
         else:
             if not self.response_complete:
                 self._break_off(TurnError("the gateway gave no answer", code="internal_error"))

@@ -93,6 +93,36 @@ class TurnEnergy:
         first_token_s: float | None = None,
     ) -> None:
         """The turn ended, however it did. `is_over`: its conversation has ended meanwhile."""
+        try:
+            self._legs_end(
+                now_s,
+                usage,
+                has_answered=has_answered,
+                moved_kv=moved_kv,
+                transfer_s=transfer_s,
+                first_token_s=first_token_s,
+            )
+            if is_over:
+                self._ledger.release_all(self._conversation, now_s)
+        finally:
+            produced = (usage.completion_tokens or 0) if usage is not None else 0
+            prompt_tokens = usage.prompt_tokens if usage is not None else 0
+            self._ledger.turn_ended(
+                self.account, now_s, output_tokens=produced, context_tokens=prompt_tokens + produced
+            )
+
+    # -- steps ---------------------------------------------------------------------------------
+
+    def _legs_end(
+        self,
+        now_s: float,
+        usage: Usage | None,
+        *,
+        has_answered: bool,
+        moved_kv: bool,
+        transfer_s: float | None,
+        first_token_s: float | None,
+    ) -> None:
         self.prefill_ends(now_s)
         leg = self._decode
         if leg is not None:
@@ -106,15 +136,6 @@ class TurnEnergy:
             self._leave(leg, usage, now_s, has_answered=has_answered)
         if self._prefill is not None and (leg is None or leg.engine != self._prefill.engine):
             self._ledger.release(self._conversation, self._prefill.engine, now_s)
-        if is_over:
-            self._ledger.release_all(self._conversation, now_s)
-        produced = (usage.completion_tokens or 0) if usage is not None else 0
-        prompt_tokens = usage.prompt_tokens if usage is not None else 0
-        self._ledger.turn_ended(
-            self.account, now_s, output_tokens=produced, context_tokens=prompt_tokens + produced
-        )
-
-    # -- steps ---------------------------------------------------------------------------------
 
     def _counted(self, usage: Usage, *, moved_kv: bool) -> Counted:
         """The decode leg's tokens. The first output token comes out of the prefill."""

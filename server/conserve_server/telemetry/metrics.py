@@ -54,6 +54,9 @@ class GatewayMetrics:
         self._refused = Counter(
             "conserve_refused", "Requests refused for a limit.", ("reason",), registry=registry
         )
+        self._book_errors = Counter(
+            "conserve_book_errors", "Errors of those who keep account of turns.", ("book",), registry=registry
+        )
         self._untraced = Counter("conserve_untraced_turns", "Turns without spans.", registry=registry)
         self._rebinds = Counter(
             "conserve_rebinds", "Bindings of a conversation after its first.", ("cause",), registry=registry
@@ -62,6 +65,16 @@ class GatewayMetrics:
         self._conversations = Gauge(
             "conserve_conversations", "Live conversations.", ("state",), registry=registry
         )
+        self._of_engines(registry)
+        self.energy = EnergyMetrics(registry)
+        self._of_plugins(registry)
+        self._of_conversations = {
+            field: Histogram(f"conserve_conversation_{name}", text, buckets=buckets, registry=registry)
+            for field, (name, text, buckets) in _CONVERSATIONS.items()
+        }
+        self._hold_labels()
+
+    def _of_engines(self, registry: CollectorRegistry) -> None:
         self._up = Gauge(
             "conserve_engine_up", "1 while the engine answers.", ("engine", "role"), registry=registry
         )
@@ -78,13 +91,6 @@ class GatewayMetrics:
             "conserve_overcommitted_kv_tokens", "Growth of bound conversations beyond the budget.",
             ("engine",), registry=registry,
         )  # fmt: skip
-        self.energy = EnergyMetrics(registry)
-        self._of_plugins(registry)
-        self._of_conversations = {
-            field: Histogram(f"conserve_conversation_{name}", text, buckets=buckets, registry=registry)
-            for field, (name, text, buckets) in _CONVERSATIONS.items()
-        }
-        self._hold_labels()
 
     def _of_plugins(self, registry: CollectorRegistry) -> None:
         self._kv_signals = Counter(
@@ -138,6 +144,10 @@ class GatewayMetrics:
     def refused(self, reason: str) -> None:
         """A request met a limit of the gateway."""
         self._refused.labels(reason).inc()
+
+    def book_failed(self, book: str) -> None:
+        """Somebody who keeps account of turns has raised an error."""
+        self._book_errors.labels(book).inc()
 
     def kv_transferred(self) -> None:
         self._transfers.inc()

@@ -1,0 +1,88 @@
+"""The books of turns: who keeps account of what turns do, and how all of them are told of it.
+
+A book knows no HTTP and does no I/O. It hears of each turn's begin and end once, whatever else fails:
+another book's error, its own, or the turn's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import ClassVar
+
+from conserve_sdk.protocol import Outcome, TurnReport
+from conserve_server.engines.engine import PrefillAnswer
+from conserve_server.gateway.live_turn import LiveTurn
+from conserve_server.gateway.telling import BookErrors, Event
+
+
+class Ended:
+    """How a turn ended. The report is made when the first book asks for it."""
+
+    def __init__(self, live: LiveTurn, outcome: Outcome, now_s: float) -> None:
+        self._live = live
+        self.outcome = outcome
+        self.now_s = now_s
+
+    @property
+    def message(self) -> str | None:
+        """What went wrong, for people."""
+        return str(self._live.error) if self._live.error is not None else self._live.refused
+
+    @property
+    def error_type(self) -> str | None:
+        """What went wrong, for programs."""
+        if self._live.error is not None:
+            return self._live.error.code
+        return "engine_refused" if self._live.refused else None
+
+    @cached_property
+    def report(self) -> TurnReport:
+        """The turn as its conversation's report tells it."""
+        return self._live.report(self.outcome, self.now_s, self.message)
+
+
+class TurnBook:
+    """One account of turns. What it does not care for it need not define. Times are monotonic seconds."""
+
+    name: ClassVar[str]
+    """In the log and in `conserve_book_errors_total{book}`."""
+
+    def begins(self, live: LiveTurn) -> None:
+        """The turn has begun, and nothing of it was sent anywhere."""
+
+    def prefill_starts(self, live: LiveTurn, now_s: float) -> None:
+        """Its prefill leg goes to its placement's prefiller."""
+
+    def prefill_ends(self, live: LiveTurn, now_s: float, answer: PrefillAnswer | None) -> None:
+        """Its prefill leg is over; None: it failed."""
+
+    def decode_starts(self, live: LiveTurn, now_s: float, moves_kv: bool) -> None:
+        """Its decode leg goes to its placement's decoder, which pulls KV if `moves_kv`."""
+
+    def answered(self, live: LiveTurn, now_s: float) -> None:
+        """The decoder has answered: a binding holds from here on."""
+
+    def counted(self, live: LiveTurn) -> None:
+        """All is known that the decoder's answer tells of tokens."""
+
+    def ends(self, live: LiveTurn, ended: Ended) -> None:
+        """The turn has ended. `begins` may have failed, or have been cut short by an error of its own."""
+
+
+class TurnBooks:
+    """All books of turns as one. Telling them never raises."""
+
+    def __init__(self, books: Iterable[TurnBook], errors: BookErrors) -> None:
+        books = tuple(books)
+        self.begins = Event("begins", [(book.name, book.begins) for book in books], errors)
+        self.prefill_starts = Event(
+            "prefill_starts", [(book.name, book.prefill_starts) for book in books], errors
+        )
+        self.prefill_ends = Event("prefill_ends", [(book.name, book.prefill_ends) for book in books], errors)
+        self.decode_starts = Event(
+            "decode_starts", [(book.name, book.decode_starts) for book in books], errors
+        )
+        self.answered = Event("answered", [(book.name, book.answered) for book in books], errors)
+        self.counted = Event("counted", [(book.name, book.counted) for book in books], errors)
+        self.ends = Event("ends", [(book.name, book.ends) for book in books], errors)
