@@ -7,7 +7,17 @@ from pathlib import Path
 
 from conserve_server.cli.serve import KEEP_ALIVE_S
 from conserve_server.core.config import GatewayConfig
-from conserve_server.gateway import connections, conversation_routes, identity, live_routes, record, waits
+from conserve_server.gateway import (
+    connections,
+    conversation_routes,
+    identity,
+    json_text,
+    live_routes,
+    recognition,
+    record,
+    request,
+    waits,
+)
 from conserve_server.gateway.refusals import LIMIT_CODES
 
 PAGE = Path(__file__).parents[2] / "docs" / "limits.md"
@@ -25,6 +35,10 @@ FIXED: dict[str, tuple[str, ...]] = {
     ),
     "a connection on which no request has begun": (f"{KEEP_ALIVE_S} s",),
     "the body of tool events": (f"{conversation_routes.MAX_EVENTS_BYTES} B",),
+    "strings, objects and lists of a body": (f"{json_text.MAX_ITEMS}",),
+    "fields of a body": (f"{request.MAX_FIELDS}",),
+    "those, and commas, of a history that is recognised": (f"{recognition.MAX_RECOGNISED_ITEMS}",),
+    "the name of a model": (f"{request.MAX_MODEL_LENGTH}",),
     "an identifier in a body field": (f"{identity.MAX_FIELD_BYTES} B",),
     "tool calls of a conversation": (f"{record.MAX_TOOLS}",),
     "those who watch /v1/events": (f"{live_routes.MAX_WATCHERS}",),

@@ -63,6 +63,9 @@ class GatewayConfig(Part):
     body_timeout_s: Seconds = 60.0
     """How long a request's body may take to arrive, then 408. The largest body in a minute is a slow line
     still (4 Mbit/s); a client that never ends its body would hold a turn's place for ever."""
+    max_held_body_bytes: int = Field(default=1024 * 1024 * 1024, gt=0)
+    """Bytes of request bodies that the gateway holds at once, of all tenants: those that are read, and
+    those whose turn waits or runs; one more is a 503. What goes to an engine is copied once."""
     max_connections: int = Field(default=20_000, gt=0)
     """Open connections of clients at once; one more is answered 503 and closed. Twice what one tenant may
     have in turns; each that waits takes a few kilobytes and an open file (`ulimit -n`)."""
@@ -115,6 +118,15 @@ class GatewayConfig(Part):
     engine_drain_timeout_s: Seconds = 300.0
     """How long conversations stay bound to an engine that is draining; then their next turn places them
     anew. Long enough for most conversations to end, and each that does not costs one prefill."""
+
+    @model_validator(mode="after")
+    def _holds_a_body(self) -> Self:
+        if self.max_held_body_bytes < self.max_body_bytes:
+            raise ValueError(
+                f"max_held_body_bytes is less than max_body_bytes ({self.max_body_bytes}): a body of that "
+                "size could never be served; raise the one or lower the other"
+            )
+        return self
 
     @field_validator("cors_origins", mode="before")
     @classmethod

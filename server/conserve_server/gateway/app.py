@@ -26,6 +26,7 @@ from conserve_server.engines.engine import EngineSpec
 from conserve_server.engines.vllm import VllmEngine
 from conserve_server.engines.wire import API_OF
 from conserve_server.gateway.admin_routes import AdminRoutes
+from conserve_server.gateway.body import BodyMemory
 from conserve_server.gateway.bookkeepers import bookkeepers
 from conserve_server.gateway.cluster import Cluster
 from conserve_server.gateway.connections import CONNECTION_LIMITS, ConnectionLimits
@@ -91,6 +92,7 @@ class _Core:
     drains: EngineDrains
     reload: Reload
     refusals: Refusals
+    body_memory: BodyMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +215,17 @@ def _core(given: _Given, stack: ExitStack) -> _Core:
     )
     drains = EngineDrains(cluster, coordinator, timeout_s=gateway.engine_drain_timeout_s)
     reload = Reload(config, given.load, cluster=cluster, drains=drains, make_engine=make_engine)
-    return _Core(coordinator, metrics, errors, conversations, cluster, drains, reload, Refusals(metrics))
+    return _Core(
+        coordinator,
+        metrics,
+        errors,
+        conversations,
+        cluster,
+        drains,
+        reload,
+        Refusals(metrics),
+        BodyMemory(gateway.max_held_body_bytes),
+    )
 
 
 def _build(given: _Given, stack: ExitStack) -> _Parts:
@@ -231,7 +243,12 @@ def _build(given: _Given, stack: ExitStack) -> _Parts:
         draining=given.draining,
     )
     of_conversations = ConversationRoutes(
-        conversations, scheduler, tenants, energy.factors, body_timeout_s=gateway.body_timeout_s
+        conversations,
+        scheduler,
+        tenants,
+        energy.factors,
+        core.body_memory,
+        body_timeout_s=gateway.body_timeout_s,
     )
     of_admin = AdminRoutes(
         cluster=cluster, drains=core.drains, reload=core.reload, tenants=tenants, clock=clock
@@ -256,6 +273,7 @@ def _endpoints(given: _Given, core: _Core) -> tuple[TurnEndpoint, PassThrough]:
         recognition=conversations.recognition,
         stored_responses=conversations.stored_responses,
         body_limits=body_limits,
+        body_memory=core.body_memory,
         write_timeout_s=gateway.write_timeout_s,
         refusals=core.refusals,
     )
@@ -264,6 +282,7 @@ def _endpoints(given: _Given, core: _Core) -> tuple[TurnEndpoint, PassThrough]:
         tenants=given.tenants,
         limits=limits,
         body_limits=body_limits,
+        body_memory=core.body_memory,
         stored_responses=conversations.stored_responses,
         write_timeout_s=gateway.write_timeout_s,
         refusals=core.refusals,

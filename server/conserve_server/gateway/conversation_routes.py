@@ -16,10 +16,11 @@ from starlette.routing import Route
 from conserve_sdk.protocol import CONVERSATIONS_PATH, Outcome, ToolEvent, clean_id
 from conserve_server.core.errors import InvalidRequest
 from conserve_server.energy.accounts import Factors
+from conserve_server.gateway.body import BodyMemory, read_body
 from conserve_server.gateway.conversations import Conversations
+from conserve_server.gateway.json_text import check_text, what_is_wrong
 from conserve_server.gateway.limits import BodyLimits
 from conserve_server.gateway.record import ConversationRecord
-from conserve_server.gateway.reply import read_body
 from conserve_server.gateway.tenants import Tenants, authorization_of
 from conserve_server.scheduling.scheduler import Scheduler
 
@@ -51,6 +52,7 @@ class ConversationRoutes:
         scheduler: Scheduler,
         tenants: Tenants,
         factors: Factors,
+        body_memory: BodyMemory,
         *,
         body_timeout_s: float,
     ) -> None:
@@ -58,6 +60,7 @@ class ConversationRoutes:
         self._scheduler = scheduler
         self._tenants = tenants
         self._body_limits = BodyLimits(MAX_EVENTS_BYTES, body_timeout_s, fix="send fewer events at once")
+        self._body_memory = body_memory
         self._factors = factors
 
     def table(self) -> list[Route]:
@@ -92,8 +95,10 @@ class ConversationRoutes:
     async def take_events(self, request: Request) -> Response:
         """Note tool boundaries that the SDK saw."""
         found = self._find(request)
-        body = await read_body(request.receive, self._body_limits)
-        for event in _read_events(body):
+        with self._body_memory.hold() as held:
+            body = await read_body(request.receive, request.headers, self._body_limits, held)
+            events = _read_events(body)
+        for event in events:
             found[0].note_tool(event)
             self._conversations.signals.tool(found[0], event)
         return Response(status_code=204)
@@ -156,6 +161,7 @@ def _limit(text: str) -> int:
 
 
 def _read_events(body: bytes) -> list[ToolEvent]:
+    check_text(body)
     try:
         found = msgspec.json.decode(body, type=_Events).events
         return [
@@ -169,5 +175,6 @@ def _read_events(body: bytes) -> list[ToolEvent]:
             )
             for e in found
         ]
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise InvalidRequest(f"the events are wrong: {error}", code="invalid_events") from error
+    except (ValueError, RecursionError) as error:
+        why = what_is_wrong(body, error)
+        raise InvalidRequest(f"the events are wrong: {why}", code="invalid_events") from error

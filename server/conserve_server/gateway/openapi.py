@@ -57,7 +57,7 @@ class _Operation:
     errors: tuple[int, ...] = (400, 401)
 
 
-_TURN_ERRORS: Final = (400, 401, 403, 404, 408, 413, 429, 502, 503, 504)
+_TURN_ERRORS: Final = (400, 401, 403, 404, 408, 413, 415, 429, 502, 503, 504)
 _ONE: Final = CONVERSATIONS_PATH + "/{conversation_id}"
 _WHOSE: Final[dict[str, Schema]] = {"model": _TEXT, "tenant": _TEXT}
 
@@ -76,7 +76,7 @@ _OPERATIONS: Final = (
         RESPONSE_PATH,
         "A stored response, from the engine that has it",
         query={"stream": {"type": "boolean"}, "starting_after": {"type": "integer"}},
-        errors=(400, 401, 403, 404, 408, 413, 429, 502, 504),
+        errors=(400, 401, 403, 404, 408, 413, 415, 429, 502, 504),
     ),
     _Operation("post", CANCEL_PATH, "Cancel a response that runs in the background", errors=_TURN_ERRORS),
     _Operation(
@@ -115,7 +115,7 @@ _OPERATIONS: Final = (
         "EventsDocument",
         answer=None,
         query=_WHOSE,
-        errors=(400, 401, 404, 408, 409, 413),
+        errors=(400, 401, 404, 408, 409, 413, 415),
     ),
     _Operation("get", ENGINES_PATH, "The engines, and which are draining", errors=(401,)),
     _Operation("post", DRAIN_PATH, "Send nothing new to an engine", errors=(401, 404)),
@@ -221,6 +221,7 @@ _REASONS: Final = {
     408: "The body came too slowly",
     409: "Several have this id",
     413: "The body is too large",
+    415: "The body is packed",
     429: "The tenant has as much at once as it may have; see retry-after",
     502: "An engine failed",
     503: "No room now; see retry-after",

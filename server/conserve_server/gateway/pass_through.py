@@ -13,11 +13,12 @@ from starlette.types import Receive, Scope, Send
 from conserve_server.core.errors import InvalidRequest, NoCapacity, TurnError
 from conserve_server.engines.engine import Engine, Role
 from conserve_server.engines.wire import MESSAGES_PATH, RESPONSES_PATH
+from conserve_server.gateway.body import BodyMemory, read_body
 from conserve_server.gateway.cluster import Cluster
 from conserve_server.gateway.errors import api_of
 from conserve_server.gateway.limits import BodyLimits, TurnLimits
 from conserve_server.gateway.refusals import Refusals
-from conserve_server.gateway.reply import ClientGone, ClientStalled, Reply, read_body, while_connected
+from conserve_server.gateway.reply import ClientGone, ClientStalled, Reply, while_connected
 from conserve_server.gateway.request import check_model, parse_fields, read_model
 from conserve_server.gateway.request_id import REQUEST_ID, request_id_of
 from conserve_server.gateway.stored_responses import StoredResponses
@@ -40,6 +41,7 @@ class PassThrough:
         tenants: Tenants,
         limits: TurnLimits,
         body_limits: BodyLimits,
+        body_memory: BodyMemory,
         stored_responses: StoredResponses,
         write_timeout_s: float,
         refusals: Refusals,
@@ -48,6 +50,7 @@ class PassThrough:
         self._tenants = tenants
         self._limits = limits
         self._body_limits = body_limits
+        self._body_memory = body_memory
         self._stored_responses = stored_responses
         self.write_timeout_s = write_timeout_s
         self.refusals = refusals
@@ -63,8 +66,8 @@ class PassThrough:
     async def answer(self, scope: Scope, headers: Headers, receive: Receive, reply: Reply) -> None:
         """Answer one request. Raises TurnError where it can't be passed on."""
         tenant = self._tenants.caller(authorization_of(headers)).turn_tenant()
-        with self._limits.turn(tenant):
-            body = await read_body(receive, self._body_limits)
+        with self._limits.turn(tenant), self._body_memory.hold() as held:
+            body = await read_body(receive, headers, self._body_limits, held)
             if scope["path"] == COUNT_TOKENS_PATH:
                 engine, path = self._counting(body), COUNT_TOKENS_PATH
             else:

@@ -13,12 +13,18 @@ from __future__ import annotations
 import secrets
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from conserve_server.engines.wire import Api
 from conserve_server.gateway.answer import AnswerGatherer
 from conserve_server.gateway.history import History, read_history, read_items, response_boundary
 from conserve_server.gateway.identity import Identity, read_previous_response
+from conserve_server.gateway.json_text import has_more_items
 from conserve_server.gateway.request import TurnRequest
+
+MAX_RECOGNISED_ITEMS: Final = 75_000
+"""Strings, objects, lists and commas of a request whose history is looked at: more than one of a million
+tokens has. Reading so many holds up everybody else for about a tenth of a second."""
 
 
 class Heads:
@@ -104,8 +110,10 @@ class Recognition:
         return identity, watch
 
     def _history(self, request: TurnRequest) -> History | None:
-        """What a request repeats of its conversation."""
+        """What a request repeats of its conversation; None where it is nothing, or too much to look at."""
         fields = request.fields
+        if has_more_items(request.body, MAX_RECOGNISED_ITEMS, counts_commas=True):
+            return None
         if request.api is Api.RESPONSES:
             return (
                 read_items(fields["input"], self._seed, fields.get("instructions"))

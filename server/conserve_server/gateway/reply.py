@@ -9,10 +9,9 @@ from typing import Any, Final, Protocol
 import msgspec
 from starlette.types import Message, Receive, Send
 
-from conserve_server.core.errors import InvalidRequest, TurnError
+from conserve_server.core.errors import TurnError
 from conserve_server.engines.wire import Api
 from conserve_server.gateway.errors import NOSNIFF, error_document, error_event, error_headers
-from conserve_server.gateway.limits import BodyLimits
 from conserve_server.gateway.refusals import Refusals
 from conserve_server.gateway.request_id import REQUEST_ID
 
@@ -113,45 +112,6 @@ class Reply:
 def read_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     """A request's headers by name (lower case, as ASGI gives them); of several the first one counts."""
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed([*raw])}
-
-
-async def read_body(receive: Receive, limits: BodyLimits, connection: Connection | None = None) -> bytes:
-    """The request's whole body.
-
-    Raises InvalidRequest beyond the limits (413, 408) and ClientGone if it breaks off.
-    """
-    if connection is not None and connection.has_whole_body:
-        return await _read(receive, limits)
-    try:
-        async with asyncio.timeout(limits.timeout_s):
-            return await _read(receive, limits)
-    except TimeoutError:
-        raise InvalidRequest(
-            f"the body did not arrive within {limits.timeout_s:g} s: send it faster, or raise "
-            "gateway.body_timeout_s",
-            code="body_timeout",
-            status=408,
-        ) from None
-
-
-async def _read(receive: Receive, limits: BodyLimits) -> bytes:
-    chunks: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > limits.max_bytes:
-            raise InvalidRequest(
-                f"the body is larger than {limits.max_bytes} bytes: {limits.fix}",
-                code="body_too_large",
-                status=413,
-            )
-        chunks.append(chunk)
-        if not message.get("more_body", False):
-            return b"".join(chunks)
 
 
 async def wait_disconnect(receive: Receive) -> None:

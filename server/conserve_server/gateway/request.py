@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 
 from conserve_server.core.errors import InvalidRequest
 from conserve_server.engines.wire import API_OF, TRANSFER_FIELDS, Api, Fields, decode_leg, prefill_leg
+from conserve_server.gateway.json_text import check_text, what_is_wrong
 
 T = TypeVar("T")
+MAX_FIELDS: Final = 1_000
+"""At the top of a body: no API has a tenth of it."""
+MAX_MODEL_LENGTH: Final = 512
+"""Characters of a model's name: it is kept with the conversation."""
 
 
 class _StreamOptions(msgspec.Struct):
@@ -20,7 +25,8 @@ class _StreamOptions(msgspec.Struct):
 
 # Made once: a decoder made anew costs more than decoding a short field.
 _READ_FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_READ_TEXT: Final = msgspec.json.Decoder(str | None).decode
+_Name = Annotated[str, msgspec.Meta(max_length=MAX_MODEL_LENGTH)]
+_READ_TEXT: Final = msgspec.json.Decoder(_Name | None).decode
 _READ_FLAG: Final = msgspec.json.Decoder(bool | None).decode
 _READ_EXTRA: Final = msgspec.json.Decoder(dict[str, msgspec.Raw] | None).decode
 _READ_OPTIONS: Final = msgspec.json.Decoder(_StreamOptions | None).decode
@@ -82,10 +88,15 @@ def parse_request(path: str, body: bytes, request_id: str = "") -> TurnRequest:
 
 def parse_fields(body: bytes) -> dict[str, msgspec.Raw]:
     """The body's top-level fields, their values still encoded. Raises InvalidRequest."""
+    check_text(body)
     try:
-        return _READ_FIELDS(body)
+        fields = _READ_FIELDS(body)
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise InvalidRequest(f"the body must be a JSON object: {error}", code="invalid_json") from error
+        why = what_is_wrong(body, error)
+        raise InvalidRequest(f"the body must be a JSON object: {why}", code="invalid_json") from error
+    if len(fields) > MAX_FIELDS:
+        raise InvalidRequest(f"the body has more than {MAX_FIELDS} fields: send fewer", code="too_many_items")
+    return fields
 
 
 def read_model(fields: Fields) -> str:

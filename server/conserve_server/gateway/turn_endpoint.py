@@ -9,6 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from conserve_server.core.errors import InvalidRequest, TurnError
 from conserve_server.engines.wire import API_OF, Api
+from conserve_server.gateway.body import BodyMemory, read_body
 from conserve_server.gateway.cluster import Cluster
 from conserve_server.gateway.identity import Identity, read_identity, read_previous_response
 from conserve_server.gateway.limits import BodyLimits, TurnLimits
@@ -20,7 +21,6 @@ from conserve_server.gateway.reply import (
     ClientStalled,
     Connection,
     Reply,
-    read_body,
     read_headers,
     while_connected,
 )
@@ -44,6 +44,7 @@ class TurnEndpoint:
         recognition: Recognition,
         stored_responses: StoredResponses,
         body_limits: BodyLimits,
+        body_memory: BodyMemory,
         write_timeout_s: float,
         refusals: Refusals,
     ) -> None:
@@ -54,6 +55,7 @@ class TurnEndpoint:
         self._recognition = recognition
         self._stored_responses = stored_responses
         self._body_limits = body_limits
+        self._body_memory = body_memory
         self._write_timeout_s = write_timeout_s
         self._refusals = refusals
 
@@ -71,8 +73,8 @@ class TurnEndpoint:
         )
         try:
             tenant = self._tenants.caller(authorization_of(headers)).turn_tenant()
-            with self._limits.turn(tenant):
-                body = await read_body(receive, self._body_limits, connection)
+            with self._limits.turn(tenant), self._body_memory.hold() as held:
+                body = await read_body(receive, headers, self._body_limits, held, connection)
                 request = parse_request(scope["path"], body, request_id)
                 serve = self._serve(request, headers, tenant, reply)
                 if connection is None:
