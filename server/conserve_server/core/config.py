@@ -6,6 +6,7 @@ values out of range are refused by their full name, all of them at once.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
@@ -96,6 +97,10 @@ class GatewayConfig(Part):
     `previous_response_id` goes on, which engine has one stored. Each takes about a third of a kilobyte."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose web pages may call the gateway, such as `https://app.example.org`, or `*`."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names that the gateway answers to, without ports, or `*`; addresses, names without a dot and what ends
+    in `.localhost` or `.internal` always. Without any, all names, unless `host` is a loopback address
+    and no tenants are configured: then a web page could use the gateway by a name that leads there."""
     ended_kept: int = Field(default=10_000, ge=0)
     """How many ended conversations of a tenant can still be read by `GET /v1/conversations/{id}`."""
     max_conversations: int = Field(default=100_000, gt=0)
@@ -128,7 +133,7 @@ class GatewayConfig(Part):
             )
         return self
 
-    @field_validator("cors_origins", mode="before")
+    @field_validator("cors_origins", "allowed_hosts", mode="before")
     @classmethod
     def _from_list(cls, value: object) -> object:
         return tuple(value) if isinstance(value, list) else value
@@ -142,6 +147,14 @@ class GatewayConfig(Part):
             if origin != "*" and not is_origin:
                 raise ValueError(f"{origin!r} is no origin such as https://app.example.org, nor *")
         return origins
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _are_names(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if host != "*" and not re.fullmatch(r"[A-Za-z0-9._-]+", host):
+                raise ValueError(f"{host!r} is no name such as gateway.example.org, without a port, nor *")
+        return hosts
 
 
 KV_BUDGET_FRACTION: Final = 0.9

@@ -39,6 +39,7 @@ from conserve_server.gateway.energy import GatewayEnergy
 from conserve_server.gateway.engine_drains import EngineDrains
 from conserve_server.gateway.engine_profiles import engine_profiles
 from conserve_server.gateway.errors import NOSNIFF, api_of, error_document, error_headers, internal_error
+from conserve_server.gateway.hosts import AllowedHosts, RefusesOtherHosts
 from conserve_server.gateway.kv_signals import KvSignals
 from conserve_server.gateway.limits import BodyLimits, TurnLimits
 from conserve_server.gateway.live_routes import LiveRoutes
@@ -184,6 +185,9 @@ def _middleware(config: Config) -> list[Middleware]:
             expose_headers=[REQUEST_ID, "retry-after", *EXPOSED_HEADERS],
         )
         found.insert(0, cors)
+    hosts = AllowedHosts.from_config(config.gateway)
+    if hosts is not None:
+        found.append(Middleware(RefusesOtherHosts, hosts))
     return found
 
 

@@ -12,6 +12,7 @@ import msgspec
 from conserve_server.core.config import GatewayConfig
 from conserve_server.core.errors import InvalidRequest, TurnError
 from conserve_server.gateway.errors import NOSNIFF, api_of, error_document, error_headers
+from conserve_server.gateway.hosts import AllowedHosts
 from conserve_server.gateway.turn_cycle import STATUS_LINES
 
 CONNECTION_LIMITS: Final = "conserve_connection_limits"
@@ -37,18 +38,27 @@ def _uncounted(_error: TurnError) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """Of one gateway. `refused` is told of every request that the protocol itself refuses."""
+    """Of one gateway. `refused` is told of every request that the protocol itself refuses.
+    What is for none of the `hosts` is the application's to refuse.
+    """
 
     max_connections: int = GatewayConfig().max_connections
     body_timeout_s: float = GatewayConfig().body_timeout_s
     write_timeout_s: float = GatewayConfig().write_timeout_s
     refused: Callable[[TurnError], None] = _uncounted
+    hosts: AllowedHosts | None = None
 
     @classmethod
     def from_config(
         cls, gateway: GatewayConfig, refused: Callable[[TurnError], None] = _uncounted
     ) -> ConnectionLimits:
-        return cls(gateway.max_connections, gateway.body_timeout_s, gateway.write_timeout_s, refused)
+        return cls(
+            gateway.max_connections,
+            gateway.body_timeout_s,
+            gateway.write_timeout_s,
+            refused,
+            AllowedHosts.from_config(gateway),
+        )
 
 
 def head_too_large() -> TurnError:

@@ -289,5 +289,10 @@ class TurnProtocol(HttpToolsProtocol):
             return None
         if self.parser.get_method() != b"POST" or self.parser.get_http_version() != "1.1":
             return None
-        # What a browser sends is for the application's middlewares.
-        return None if b"origin" in dict(self.headers) else endpoint
+        # What a browser sends is for the application's middlewares, and so is another's name.
+        headers, hosts = dict(self.headers), self._limits.hosts
+        is_ours = hosts is None or (
+            len(headers) == len(self.headers)  # no name is there twice
+            and hosts.allows(headers.get(b"host", b"").decode("latin-1"))
+        )
+        return endpoint if is_ours and b"origin" not in headers else None
