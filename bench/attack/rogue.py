@@ -128,7 +128,8 @@ class Rogue:
             server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+        # Cancelled it is only when its loop ends, and asyncio's server takes a cancelled task for a fault.
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             while True:
                 await self._answer(await _read(reader), writer)
         writer.transport.abort()

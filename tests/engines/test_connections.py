@@ -365,3 +365,16 @@ async def read_split(parts: list[bytes]) -> tuple[int, str, bytes, bool]:
         await asyncio.sleep(0)
     status = await asyncio.wait_for(reading, WAIT_S)
     return status, read.pop().decode(), b"".join(read), connection.done()
+
+
+SECOND = b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nsecret"
+CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize("first", [HELLO, CHUNKED])
+@pytest.mark.parametrize("surplus", [SECOND, SECOND[:20], b"junk", b"\r\nHTTP/1.1 500 no\r\n\r\n"])
+async def test_what_follows_an_answer_is_no_part_of_it_and_of_no_other(first: bytes, surplus: bytes) -> None:
+    """The connection is not used again, whatever the engine sent behind its answer."""
+    async with engine(says(first + surplus), says(HELLO)) as (scripted, connections):
+        assert [await ask(connections) for _ in range(2)] == [b"hello", b"hello"]
+        assert scripted.accepted == 2

@@ -28,11 +28,17 @@ def test_a_stream_is_asked_for_its_usage_and_its_messages_stay_as_they_were() ->
 
 
 def test_stream_options_of_the_client_are_kept() -> None:
+    request = parse_request(CHAT, body(stream=True, stream_options={"other": 1}))
+    assert json.loads(request.decode_body(None))["stream_options"] == {"other": 1, "include_usage": True}
+    asked = {"continuous_usage_stats": True, "include_usage": True}
+    request = parse_request(CHAT, body(stream=True, stream_options=asked))
+    assert json.loads(request.decode_body(None))["stream_options"] == asked
+
+
+def test_usage_in_every_chunk_is_not_asked_for_a_client_that_asked_for_none() -> None:
+    """vLLM heeds `continuous_usage_stats` only beside `include_usage`, which only the gateway asks for."""
     request = parse_request(CHAT, body(stream=True, stream_options={"continuous_usage_stats": True}))
-    assert json.loads(request.decode_body(None))["stream_options"] == {
-        "continuous_usage_stats": True,
-        "include_usage": True,
-    }
+    assert json.loads(request.decode_body(None))["stream_options"] == {"include_usage": True}
 
 
 def test_the_prefill_leg_asks_for_one_token_and_for_its_kv_to_be_held() -> None:

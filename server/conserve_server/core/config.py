@@ -77,6 +77,10 @@ class GatewayConfig(Part):
     max_concurrent_turns, so that what waits for a place never takes that of a conversation that has one."""
     turn_timeout_s: Seconds = 600.0
     """Longest silence of an engine within one leg, then 504."""
+    stream_head_after_s: Seconds = 10.0
+    """After so long without a token a streamed answer gets its head, and a comment each time it has waited
+    as long again: clients and proxies give up on what says nothing, many after 30 to 60 s. From then on
+    an error is the stream's last event, and no status."""
     max_placements: int = Field(default=3, gt=0)
     """How often a turn is placed while engines fail it before its first byte; 1 never tries again. Each
     placement may prefill the whole history. Two engines lost within one turn are rare already: a third

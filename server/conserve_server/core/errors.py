@@ -6,6 +6,7 @@ ConserveError                 message names the thing and the fix
 ├── EngineStartError          a local engine did not come up                exit 1
 └── TurnError                 a turn can't be served: `status`, `code`      HTTP
     ├── InvalidRequest        400, 404, 409, 413: the client must change something
+    │   └── EngineRefused     4xx of an engine, in its own words: `body`
     ├── Unauthorized          401, 403: the API key is missing, unknown or not enough
     ├── LimitReached          429: the tenant has too much at once; `retry_after_s`
     ├── NoCapacity            503: no room now; `retry_after_s`
@@ -52,6 +53,14 @@ class InvalidRequest(TurnError):
 
     status = 400
     kind = "invalid_request_error"
+
+
+class EngineRefused(InvalidRequest):
+    """An engine refused the request; `body` is what it answered, which the client gets as it came."""
+
+    def __init__(self, message: str, body: bytes, *, status: int) -> None:
+        super().__init__(message, code="engine_rejected_request", status=status)
+        self.body = body
 
 
 class Unauthorized(TurnError):

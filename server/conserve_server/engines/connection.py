@@ -61,7 +61,7 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._error: EngineFailed | None = None
         self._heard_s = self._sent_s = 0.0
-        self._is_paused = self._ends_with_connection = self._keeps_alive = False
+        self._is_paused = self._ends_with_connection = self._keeps_alive = self._has_surplus = False
         self._requests = 0
         self.idle_since_s = 0.0
         """On the loop's clock."""
@@ -111,7 +111,7 @@ class Connection(asyncio.Protocol):
         """
         response, self._response = self._response, None
         was_read = response is not None and response.is_complete and not response.pieces
-        if not was_read or not self._keeps_alive or self._error is not None:
+        if not was_read or not self._keeps_alive or self._has_surplus or self._error is not None:
             self.abort()
             return False
         self.idle_since_s = self._loop.time()
@@ -152,6 +152,9 @@ class Connection(asyncio.Protocol):
         response = self._response
         if response is None:
             self.abort()  # nothing was asked for
+            return
+        if response.is_complete:
+            self._has_surplus = True
             return
         response.has_begun = True
         try:
@@ -206,12 +209,20 @@ class Connection(asyncio.Protocol):
 
     # -- what the parser tells -----------------------------------------------------------------
 
+    def on_message_begin(self) -> None:
+        """A second answer to one request is nobody's: nothing of it is taken, and nothing is asked again."""
+        self._has_surplus = cast(Response, self._response).is_complete
+
     def on_header(self, name: bytes, value: bytes) -> None:
         response = cast(Response, self._response)
+        if self._has_surplus:
+            return
         response.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         response = cast(Response, self._response)
+        if self._has_surplus:
+            return
         response.status = self._parser.get_status_code()
         if response.status < 200:
             response.headers.clear()  # 1xx: the answer is still to come
@@ -223,6 +234,8 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, piece: bytes) -> None:
         response = cast(Response, self._response)
+        if self._has_surplus:
+            return
         response.pieces.append(piece)
         response.unread_bytes += len(piece)
 

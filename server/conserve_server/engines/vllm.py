@@ -10,7 +10,7 @@ from typing import NoReturn
 import msgspec
 
 from conserve_sdk.protocol import RECEIPT_EMULATED
-from conserve_server.core.errors import EngineFailed, InvalidRequest
+from conserve_server.core.errors import EngineFailed, EngineRefused
 from conserve_server.engines.connection import silent
 from conserve_server.engines.connections import Connections
 from conserve_server.engines.engine import Answer, EngineSpec, EngineStatus, PrefillAnswer
@@ -117,7 +117,7 @@ class VllmEngine:
     def _refused(self, status: int, content: bytes) -> NoReturn:
         message = error_message(content) or f"status {status}"
         if status in (400, 404, 413, 422):
-            raise InvalidRequest(message, code="engine_rejected_request", status=status)
+            raise EngineRefused(message, content, status=status)
         raise self._failed(f"answered with status {status}: {message}", "engine_error")
 
     def _failed(self, what: str, code: str) -> EngineFailed:

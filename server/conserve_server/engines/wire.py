@@ -11,11 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
 Fields = Mapping[str, msgspec.Raw]
+Tokens = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+"""A count that an engine tells; one out of these bounds makes the whole block unreadable."""
+Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+UNREADABLE: Final = (msgspec.MsgspecError, ValueError, RecursionError)
+"""What reading a document of somebody else's raises where it is odd: its shape, its text, its depth."""
 
 
 class Api(StrEnum):
@@ -65,14 +70,14 @@ _LIMITS: Final = {
 
 
 class PromptDetails(msgspec.Struct):
-    cached_tokens: int | None = None
+    cached_tokens: Tokens | None = None
 
 
 class Usage(msgspec.Struct):
     """OpenAI's usage block, with vLLM's cached tokens."""
 
-    prompt_tokens: int = 0
-    completion_tokens: int | None = 0
+    prompt_tokens: Tokens = 0
+    completion_tokens: Tokens | None = 0
     prompt_tokens_details: PromptDetails | None = None
 
     @property
@@ -83,11 +88,11 @@ class Usage(msgspec.Struct):
 class InputUsage(msgspec.Struct):
     """The usage block of Responses and Messages."""
 
-    input_tokens: int = 0
-    output_tokens: int | None = 0
+    input_tokens: Tokens = 0
+    output_tokens: Tokens | None = 0
     input_tokens_details: PromptDetails | None = None
-    cache_read_input_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: Tokens | None = None
+    cache_creation_input_tokens: Tokens | None = None
 
     def common(self) -> Usage:
         """The same counts in the completions' words: Anthropic's input leaves out what the cache did."""
@@ -126,9 +131,9 @@ def _usage(path: str, raw: msgspec.Raw) -> Usage | None:
 class EngineTiming(msgspec.Struct):
     """vLLM's `metrics` of one request (`--enable-per-request-metrics`), in milliseconds."""
 
-    queue_time_ms: float | None = None
-    time_to_first_token_ms: float | None = None
-    generation_time_ms: float | None = None
+    queue_time_ms: Milliseconds | None = None
+    time_to_first_token_ms: Milliseconds | None = None
+    generation_time_ms: Milliseconds | None = None
 
 
 def prefill_leg(fields: Fields, *, api: Api = Api.COMPLETIONS, priority: int | None = None) -> bytes:
@@ -177,4 +182,5 @@ def _with_usage(stream_options: msgspec.Raw | None) -> msgspec.Raw:
     if stream_options is not None and bytes(stream_options) != b"null":
         options = msgspec.json.decode(stream_options, type=dict[str, msgspec.Raw])
     options["include_usage"] = msgspec.Raw(b"true")
+    options.pop("continuous_usage_stats", None)  # vLLM heeds it only beside a usage that the client asks for
     return msgspec.Raw(msgspec.json.encode(options))

@@ -11,6 +11,8 @@ from typing import Final
 
 import msgspec
 
+from conserve_server.engines.wire import UNREADABLE
+from conserve_server.gateway.event_stream import data_of
 from conserve_server.gateway.history import (
     ToolCall,
     canonical_answer,
@@ -116,7 +118,7 @@ class AnswerGatherer:
         """Take in an answer that was not streamed."""
         try:
             found = msgspec.json.decode(body, type=_Document)
-        except (msgspec.MsgspecError, RecursionError):
+        except UNREADABLE:
             return
         if found.object == "response":
             self.response_id = found.id
@@ -130,12 +132,12 @@ class AnswerGatherer:
         """Take in whole server-sent events."""
         for event in events:
             if self._chars <= MAX_ANSWER_CHARS:
-                self._read_event(event[event.find(b"data:") + 5 :])
+                self._read_event(data_of(event))
 
     def _read_event(self, document: bytes) -> None:
         try:
             found = msgspec.json.decode(document, type=_Event)
-        except (msgspec.MsgspecError, RecursionError):
+        except UNREADABLE:
             return  # the end mark, or not ours to judge
         if found.response is not None and found.response.id:
             self.response_id = found.response.id

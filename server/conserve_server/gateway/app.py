@@ -47,10 +47,12 @@ from conserve_server.gateway.live_view import LiveView
 from conserve_server.gateway.openapi import OPENAPI_PATH, openapi_route
 from conserve_server.gateway.page_routes import page_routes
 from conserve_server.gateway.pass_through import PassThrough
+from conserve_server.gateway.passing_on import PassingOn
 from conserve_server.gateway.refusals import Refusals
 from conserve_server.gateway.reload import Reload
 from conserve_server.gateway.request_id import REQUEST_ID, AnswersRequestId, request_id_of
 from conserve_server.gateway.routes import Routes
+from conserve_server.gateway.stream_heads import StreamHeads
 from conserve_server.gateway.telling import BookErrors
 from conserve_server.gateway.tenants import Tenants
 from conserve_server.gateway.turn import Turns
@@ -94,6 +96,7 @@ class _Core:
     reload: Reload
     refusals: Refusals
     body_memory: BodyMemory
+    stream_heads: StreamHeads
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,7 @@ class _Parts:
     drains: EngineDrains
     reload: Reload
     energy: GatewayEnergy
+    stream_heads: StreamHeads
 
 
 def create_app(
@@ -145,6 +149,7 @@ def create_app(
                 signals.start(background, parts.cluster.statuses, interval_s)
                 sweeping = background.create_task(_sweep(parts, clock, interval_s))
                 metering = background.create_task(parts.energy.run(), name="read the energy meters")
+                heading = background.create_task(parts.stream_heads.run(), name="open streams that wait")
                 try:
                     yield _for_connections(parts, config)
                 finally:
@@ -152,6 +157,7 @@ def create_app(
                     signals.stop()
                     sweeping.cancel()
                     metering.cancel()
+                    heading.cancel()
 
     return Starlette(
         lifespan=lifespan,
@@ -229,6 +235,7 @@ def _core(given: _Given, stack: ExitStack) -> _Core:
         reload,
         Refusals(metrics),
         BodyMemory(gateway.max_held_body_bytes),
+        StreamHeads(clock, gateway.stream_head_after_s),
     )
 
 
@@ -261,7 +268,17 @@ def _build(given: _Given, stack: ExitStack) -> _Parts:
     live = LiveRoutes(view, tenants, core.refusals, write_timeout_s=gateway.write_timeout_s)
     tables = [each.table() for each in (routes, of_conversations, of_admin, passing, live)]
     every = [openapi_route(), *page_routes(), *(route for table in tables for route in table)]
-    return _Parts(endpoint, core.refusals, every, cluster, conversations, core.drains, core.reload, energy)
+    return _Parts(
+        endpoint,
+        core.refusals,
+        every,
+        cluster,
+        conversations,
+        core.drains,
+        core.reload,
+        energy,
+        core.stream_heads,
+    )
 
 
 def _endpoints(given: _Given, core: _Core) -> tuple[TurnEndpoint, PassThrough]:
@@ -303,7 +320,8 @@ def _turns(given: _Given, core: _Core) -> Turns:
         lives=TurnLives(core.coordinator, core.conversations, books, given.clock),
         coordinator=core.coordinator,
         cluster=core.cluster,
-        stored_responses=core.conversations.stored_responses,
+        passing_on=PassingOn(books, core.conversations.stored_responses, given.clock),
+        stream_heads=core.stream_heads,
         clock=given.clock,
         draining=given.draining,
         max_placements=given.config.gateway.max_placements,

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from conserve_server.core.errors import LimitReached, NoCapacity, TurnError, Unauthorized
+from conserve_server.core.errors import EngineRefused, LimitReached, NoCapacity, TurnError, Unauthorized
 from conserve_server.engines.wire import MESSAGES_PATH, RESPONSES_PATH, Api
 
 _ANTHROPIC_KINDS: Final = {
@@ -41,6 +41,13 @@ def error_document(error: TurnError, api: Api = Api.COMPLETIONS) -> dict[str, An
     return {
         "error": {"message": str(error), "type": error.kind, "param": error.param, "code": error.code},
     }
+
+
+def error_body(error: TurnError, api: Api = Api.COMPLETIONS) -> bytes:
+    """The error as an answer's body; an engine's refusal in the engine's own words, where those are JSON."""
+    if isinstance(error, EngineRefused) and error.body.startswith(b"{"):
+        return error.body
+    return msgspec.json.encode(error_document(error, api))
 
 
 def error_headers(error: TurnError) -> dict[str, str]:

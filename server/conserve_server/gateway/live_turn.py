@@ -80,6 +80,10 @@ class LiveTurn:
     refused: str | None = None
     error: TurnError | None = None
     is_abandoned: bool = False
+    is_passed_on: bool = False
+    """Whether bytes of an engine's answer have gone to the client."""
+    is_answered: bool = False
+    """Whether all of the answer has: what its client does then does not change that."""
     is_emulated: bool = False
 
     def is_placed(self, placement: Placement, rebind: RebindCause | None) -> None:

@@ -11,7 +11,8 @@ from starlette.types import Message, Receive, Send
 
 from conserve_server.core.errors import TurnError
 from conserve_server.engines.wire import Api
-from conserve_server.gateway.errors import NOSNIFF, error_document, error_event, error_headers
+from conserve_server.gateway.errors import NOSNIFF, error_body, error_event, error_headers
+from conserve_server.gateway.event_stream import is_between_events
 from conserve_server.gateway.refusals import Refusals
 from conserve_server.gateway.request_id import REQUEST_ID
 
@@ -57,6 +58,7 @@ class Reply:
         self._request_id = request_id
         self._write_timeout_s = write_timeout_s
         self._is_event_stream = False
+        self._last = b""
         self.has_started = False
         self.has_finished = False
 
@@ -69,6 +71,7 @@ class Reply:
 
     async def write(self, chunk: bytes) -> None:
         if chunk:
+            self._last = chunk
             await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
 
     async def finish(self, last: bytes = b"") -> None:
@@ -91,7 +94,9 @@ class Reply:
 
     async def document(self, status: int, document: object, headers: Mapping[str, str]) -> None:
         """A whole JSON answer."""
-        body = msgspec.json.encode(document)
+        await self._whole(status, msgspec.json.encode(document), headers)
+
+    async def _whole(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
         length = {"content-type": "application/json", "content-length": str(len(body))}
         await self.start(status, {**length, **headers})
         await self.finish(body)
@@ -101,12 +106,18 @@ class Reply:
         if self._refusals is not None:
             self._refusals.note(error)
         if not self.has_started:
-            document = error_document(error, self._api)
-            await self.document(error.status, document, {**headers, **error_headers(error)})
+            body = error_body(error, self._api)
+            await self._whole(error.status, body, {**headers, **error_headers(error)})
             return
         if self._is_event_stream:
-            await self.write(error_event(error, self._api))
+            gap = b"" if is_between_events(self._last) else b"\n\n"
+            await self.write(gap + error_event(error, self._api))
         await self.finish()
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether a short write would go out at once, as far as that is known."""
+        return self._connection is None or self._connection.is_writable
 
 
 def read_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:

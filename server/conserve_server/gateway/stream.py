@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+import re
+from typing import Final, TypeVar
 
 import msgspec
 
-from conserve_server.engines.wire import EngineTiming, Usage
+from conserve_server.engines.wire import UNREADABLE, EngineTiming, Usage
 from conserve_server.gateway.answer import AnswerGatherer
+from conserve_server.gateway.event_stream import EventBuffer, data_of, split_events
 
 T = TypeVar("T")
 
-_EVENT_END = b"\n\n"
-_HAS_USAGE = b'"usage":'
-_HAS_ERROR = b'"error":'
+_HAS_USAGE: Final = re.compile(rb'"usage"\s*:\s*\{')
+_HAS_ERROR: Final = b'"error"'
+_IS_LAST: Final = re.compile(rb'"finish_reason"\s*:\s*"|^data: ?\[DONE\]', re.MULTILINE)
+"""In JSON a text's own quotes are escaped, and it has no line breaks: no text of a model matches."""
 _NO_OUTPUT = frozenset({"role", "content"})
 
 
@@ -59,88 +62,114 @@ class AnswerReader:
         self.usage: Usage | None = None
         self.timing: EngineTiming | None = None
 
-    def read_document(self, body: bytes) -> None:
-        """Read an answer that was not streamed."""
+    def read_document(self, body: bytes) -> bool:
+        """Read an answer that was not streamed; whether it is a JSON object at all."""
+        if not is_object(body):
+            return False
         self._read(body)
+        return True
 
     def _read(self, document: bytes) -> bool:
         """Note usage and timing; whether the document carries usage and nothing else."""
-        try:
-            chunk = msgspec.json.decode(document, type=_Chunk)
-        except msgspec.MsgspecError:
+        chunk = decoded(document, _Chunk)
+        if chunk is None:
             return False  # not ours to judge: the client gets it as it is
         self.usage = chunk.usage or self.usage
         self.timing = chunk.metrics or self.timing
         return chunk.usage is not None and not chunk.choices
 
 
-class EventStreamReader(AnswerReader):
-    """Reads a streamed answer (server-sent events), event by event.
+class StreamReader(AnswerReader):
+    """Reads a streamed answer, event by event; what it learns is the same for every API."""
+
+    def __init__(self, gatherer: AnswerGatherer | None) -> None:
+        super().__init__()
+        self.has_output = False
+        """Whether an output token has come: vLLM's first event of a chat names only the role."""
+        self.is_finished = False
+        """Whether the answer has come to its end: what may follow is usage, and the stream's end."""
+        self.error: str | None = None
+        """What an engine that failed within a stream says in an event of its own."""
+        self.error_status: int | None = None
+        """The HTTP status that it would have had, where the event says so."""
+        self._gatherer = gatherer
+        self._buffer = EventBuffer()
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take what arrived; what goes to the client now. Raises EventTooLong."""
+        events = self._buffer.take(chunk)
+        if events:
+            if self._gatherer is not None:
+                self._gatherer.read_events(split_events(events))
+            events = self._take(events)
+        return self._now(chunk, events)
+
+    def rest(self) -> bytes:
+        """What was held of an event that never ended."""
+        return b""
+
+    def _take(self, events: bytes) -> bytes:
+        """Learn from whole events; those that the client may see."""
+        raise NotImplementedError
+
+    def _now(self, chunk: bytes, events: bytes) -> bytes:
+        """What goes to the client: all that came, where nothing is ever hidden."""
+        del events
+        return chunk
+
+
+class EventStreamReader(StreamReader):
+    """Reads a stream of OpenAI's chat or text completions.
 
     `hides_usage`: the usage event was asked for by the gateway and not by the client, who
     gets every other byte as the engine sent it. `gatherer` is shown every event, where one is given.
     """
 
     def __init__(self, *, hides_usage: bool, gatherer: AnswerGatherer | None = None) -> None:
-        super().__init__()
-        self.has_output = False
-        """Whether an output token has come: vLLM's first event of a chat names only the role."""
-        self.error: str | None = None
-        """What an engine that failed within a stream says in an event of its own."""
-        self.error_status: int | None = None
-        """The HTTP status that it would have had, where the event says so."""
+        super().__init__(gatherer)
         self._hides_usage = hides_usage
-        self._gatherer = gatherer
-        self._partial = b""
-
-    def feed(self, chunk: bytes) -> bytes:
-        """Take what arrived; what goes to the client now.
-
-        Where the usage event must be hidden an incomplete event is held until its end arrives;
-        no client could have used it earlier.
-        """
-        pending = self._partial + chunk if self._partial else chunk
-        complete, end, self._partial = pending.rpartition(_EVENT_END)
-        if not end:
-            return b"" if self._hides_usage else chunk
-        events = complete + end
-        if self._gatherer is not None:
-            self._gatherer.read_events(complete.split(_EVENT_END))
-        if _HAS_ERROR in events or not self.has_output:
-            self._watch(complete.split(_EVENT_END))
-        if _HAS_USAGE in events:
-            kept = self._without_usage(complete.split(_EVENT_END))
-            events = kept if self._hides_usage else events
-        return events if self._hides_usage else chunk
 
     def rest(self) -> bytes:
-        """What was held of an event that never ended."""
-        return self._partial if self._hides_usage else b""
+        self.is_finished = self.is_finished or _IS_LAST.search(self._buffer.partial) is not None
+        return self._buffer.partial if self._hides_usage else b""
 
-    def _without_usage(self, events: list[bytes]) -> bytes:
-        kept = [event for event in events if not (_HAS_USAGE in event and self._is_usage(event))]
-        return b"".join(event + _EVENT_END for event in kept)
+    def _now(self, chunk: bytes, events: bytes) -> bytes:
+        """Where the usage event must be hidden an event is held until its end has come: no client
+        could have used it earlier."""
+        return events if self._hides_usage else chunk
+
+    def _take(self, events: bytes) -> bytes:
+        if _HAS_ERROR in events or not self.has_output:
+            self._watch(split_events(events))
+        if _HAS_USAGE.search(events):
+            kept = [event for event in split_events(events) if not self._is_usage(event)]
+            events = b"".join(kept)
+        self.is_finished = self.is_finished or _IS_LAST.search(events) is not None
+        return events
 
     def _is_usage(self, event: bytes) -> bool:
-        return self._read(_data(event))
+        return _HAS_USAGE.search(event) is not None and self._read(data_of(event))
 
     def _watch(self, events: list[bytes]) -> None:
         """Note the first output token, and an error where the engine sends one."""
         for event in events:
+            data = data_of(event)
             if not self.has_output:
-                early = _decoded(_data(event), _Early)
+                early = decoded(data, _Early)
                 self.has_output = early is not None and any(c.has_output for c in early.choices)
-            if _HAS_ERROR in event and (failed := _decoded(_data(event), _ErrorEvent)) is not None:
+            if _HAS_ERROR in event and (failed := decoded(data, _ErrorEvent)) is not None:
                 self.error = failed.error.message
                 self.error_status = failed.error.code if isinstance(failed.error.code, int) else None
 
 
-def _data(event: bytes) -> bytes:
-    return event.removeprefix(b"data:").strip()
+def is_object(body: bytes) -> bool:
+    """Whether the body is one JSON object, of a depth that can be read."""
+    return decoded(body, dict[str, msgspec.Raw]) is not None
 
 
-def _decoded(document: bytes, kind: type[T]) -> T | None:
+def decoded(document: bytes, kind: type[T]) -> T | None:
+    """The document as `kind`; None where it is something else."""
     try:
         return msgspec.json.decode(document, type=kind)
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return None

@@ -7,31 +7,24 @@ from collections.abc import Mapping
 
 from opentelemetry.trace import Span, SpanKind
 
-from conserve_sdk.protocol import RECEIPT_EMULATED
 from conserve_server.core.clock import Clock
 from conserve_server.core.errors import EngineFailed, TurnError
-from conserve_server.engines.engine import Answer, PrefillAnswer
-from conserve_server.engines.vllm import error_message
+from conserve_server.engines.engine import PrefillAnswer
 from conserve_server.gateway.cluster import Cluster
 from conserve_server.gateway.coordinator import Coordinator
 from conserve_server.gateway.draining import Draining
 from conserve_server.gateway.errors import internal_error
 from conserve_server.gateway.identity import Identity
 from conserve_server.gateway.live_turn import LiveTurn
-from conserve_server.gateway.readers import document_reader, stream_reader
+from conserve_server.gateway.passing_on import PassingOn
 from conserve_server.gateway.recognition import Watch
 from conserve_server.gateway.reply import ClientStalled, Reply
 from conserve_server.gateway.request import TurnRequest
 from conserve_server.gateway.request_id import REQUEST_ID
-from conserve_server.gateway.stored_responses import StoredResponse, StoredResponses
-from conserve_server.gateway.stream import AnswerReader, EventStreamReader
+from conserve_server.gateway.stream_heads import StreamHeads
 from conserve_server.gateway.turn_life import TurnLives
-from conserve_server.gateway.typed_stream import NamedEventReader
 from conserve_server.scheduling.actions import StartDecode
 from conserve_server.telemetry import names
-
-MAX_HELD_BYTES = 64 * 1024
-"""Of a stream, until its first token. Far more than any opening: what grows beyond it is none."""
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +38,8 @@ class Turns:
         lives: TurnLives,
         coordinator: Coordinator,
         cluster: Cluster,
-        stored_responses: StoredResponses,
+        passing_on: PassingOn,
+        stream_heads: StreamHeads,
         clock: Clock,
         draining: Draining,
         max_placements: int,
@@ -54,7 +48,8 @@ class Turns:
         self._books = lives.books
         self._coordinator = coordinator
         self._cluster = cluster
-        self._stored_responses = stored_responses
+        self._passing_on = passing_on
+        self._stream_heads = stream_heads
         self._clock = clock
         self._draining = draining
         self._max_placements = max_placements
@@ -74,7 +69,7 @@ class Turns:
         """
         with self._lives.turn(request, identity, headers, watch) as live:
             try:
-                with self._draining.turn():
+                with self._draining.turn(), self._stream_heads.waiting(live, reply):
                     await self._run(live, reply)
             except ClientStalled as problem:
                 live.is_abandoned, live.error = True, problem
@@ -95,7 +90,7 @@ class Turns:
                 await self._decode(live, params, reply)
             except EngineFailed as error:
                 self._decode_failed(live, error)
-                if reply.has_started or not self._may_go_again(live, error):
+                if live.is_passed_on or not self._may_go_again(live, error):
                     raise
             else:
                 return
@@ -170,99 +165,7 @@ class Turns:
             self._books.decode_starts(live, now_s, params is not None)
             with self._cluster.leg(decoder) as engine:
                 async with engine.send(live.request.path, body, _leg_headers(live, span)) as answer:
-                    await self._pass_on(live, answer, reply)
-
-    async def _pass_on(self, live: LiveTurn, answer: Answer, reply: Reply) -> None:
-        """The decoder's answer, to the client."""
-        live.is_emulated = answer.headers.get(RECEIPT_EMULATED) == "true"
-        live.record.is_emulated = live.is_emulated
-        if answer.status >= 400:
-            await self._pass_refusal(live, answer, reply)
-        elif live.request.is_streamed:
-            await self._stream(live, answer, reply)
-        else:
-            await self._answer_whole(live, answer, reply)
-
-    async def _stream(self, live: LiveTurn, answer: Answer, reply: Reply) -> None:
-        gatherer = live.watch.answer if live.watch is not None else None
-        reader = stream_reader(live.request, gatherer, lambda answer_id: self._is_stored(live, answer_id))
-        # vLLM opens a chat before it knows of its first token: until then the turn can go elsewhere.
-        held = b""
-        try:
-            async for chunk in answer.chunks():
-                held += reader.feed(chunk)
-                if reader.has_output and live.first_output_s is None:
-                    self._has_output(live)
-                if not reply.has_started:
-                    _check_opening(live, reader)
-                    if live.first_output_s is None and reader.error is None and len(held) < MAX_HELD_BYTES:
-                        continue
-                    await reply.start(answer.status, self._headers(live, answer))
-                await reply.write(held)
-                held = b""
-            held += reader.rest()
-            if not reply.has_started and not held:
-                raise _empty(live)
-            if not reply.has_started:
-                await reply.start(answer.status, self._headers(live, answer))
-            await reply.write(held)
-        finally:
-            self._learn(live, reader)
-        live.refused = reader.error
-        await reply.finish()
-
-    async def _answer_whole(self, live: LiveTurn, answer: Answer, reply: Reply) -> None:
-        """An answer that was not streamed: one JSON document, read to its end for the receipt."""
-        body = b"".join([chunk async for chunk in answer.chunks()])
-        if not body:
-            raise _empty(live)
-        reader = document_reader(live.request, lambda answer_id: self._is_stored(live, answer_id))
-        reader.read_document(body)
-        if live.watch is not None:
-            live.watch.answer.read_document(body)
-        self._learn(live, reader)
-        self._has_output(live)
-        await reply.start(answer.status, {**self._headers(live, answer), "content-length": str(len(body))})
-        await reply.finish(body)
-
-    async def _pass_refusal(self, live: LiveTurn, answer: Answer, reply: Reply) -> None:
-        """The engine refused: a client's fault is passed on as it came, an engine's becomes ours."""
-        body = b"".join([chunk async for chunk in answer.chunks()])
-        message = error_message(body) or f"status {answer.status}"
-        if answer.status >= 500:
-            engine = live.placement.decoder if live.placement else "?"
-            raise EngineFailed(
-                f"engine {engine} answered with status {answer.status}: {message}",
-                code="engine_error",
-                engine=engine,
-            )
-        live.refused = message
-        await reply.start(answer.status, {**self._headers(live, answer), "content-length": str(len(body))})
-        await reply.finish(body)
-
-    # -- what is learned on the way --------------------------------------------------------------
-
-    def _has_output(self, live: LiveTurn) -> None:
-        """The decoder has answered: a binding holds from here on."""
-        live.first_output_s = self._clock.now_s()
-        self._books.answered(live, live.first_output_s)
-
-    def _learn(self, live: LiveTurn, reader: AnswerReader) -> None:
-        live.usage, live.timing = reader.usage, reader.timing
-        self._books.counted(live)
-
-    def _is_stored(self, live: LiveTurn, answer_id: str) -> None:
-        """An answer that its decoder may have stored has this id."""
-        identity, placement = live.identity, live.placement
-        if placement is not None:
-            stored = StoredResponse(
-                identity.conversation_id, identity.model, placement.decoder, identity.is_synthetic
-            )
-            self._stored_responses.note(identity.tenant, answer_id, stored)
-
-    def _headers(self, live: LiveTurn, answer: Answer) -> dict[str, str]:
-        content_type = answer.headers.get("content-type", "application/json")
-        return {"content-type": content_type, "cache-control": "no-store", **live.receipt()}
+                    await self._passing_on.pass_on(live, answer, reply)
 
 
 async def _fail(live: LiveTurn, error: TurnError, reply: Reply) -> None:
@@ -289,16 +192,3 @@ def _log_failure(leg: str, live: LiveTurn, error: EngineFailed) -> None:
         live.identity.conversation_id,
         error,
     )
-
-
-def _check_opening(live: LiveTurn, reader: EventStreamReader | NamedEventReader) -> None:
-    """Raises EngineFailed where the stream begins with an error that is the engine's."""
-    if reader.error is None or reader.has_output or (reader.error_status or 500) < 500:
-        return
-    engine = live.placement.decoder if live.placement else "?"
-    raise EngineFailed(f"engine {engine} failed: {reader.error}", code="engine_error", engine=engine)
-
-
-def _empty(live: LiveTurn) -> EngineFailed:
-    engine = live.placement.decoder if live.placement else "?"
-    return EngineFailed(f"engine {engine} sent an empty answer", code="engine_lost", engine=engine)

@@ -132,7 +132,7 @@ class TurnCycle:
             self._finish()
 
     def _head_of(self, status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
-        parts = [STATUS_LINES[status]]
+        parts = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
         for name, value in (*self._server.default_headers, *headers):
             parts += (name, b": ", value, b"\r\n")
         if b"".join(parts).count(b"\n") != len(parts) // 4 + 1:

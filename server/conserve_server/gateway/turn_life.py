@@ -88,6 +88,6 @@ def _outcome(live: LiveTurn, error: BaseException | None) -> Outcome:
         return Outcome.CANCELLED
     if live.error is not None or live.refused:
         return Outcome.FAILED
-    if isinstance(error, asyncio.CancelledError):
+    if isinstance(error, asyncio.CancelledError) and not live.is_answered:
         return Outcome.CANCELLED
-    return Outcome.COMPLETED if error is None else Outcome.FAILED
+    return Outcome.COMPLETED if error is None or live.is_answered else Outcome.FAILED

@@ -7,16 +7,19 @@ in the stream always; nothing is hidden from the client.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
 from conserve_server.engines.wire import Api, EngineTiming, InputUsage
 from conserve_server.gateway.answer import AnswerGatherer
-from conserve_server.gateway.stream import AnswerReader
+from conserve_server.gateway.event_stream import data_of, split_events
+from conserve_server.gateway.stream import AnswerReader, StreamReader, decoded, is_object
 
 OnResponseId = Callable[[str], None]
 
-_EVENT_END = b"\n\n"
+_ENDS: Final = frozenset({"response.completed", "response.incomplete", "response.failed", "message_stop"})
+"""Types of the events that end an answer."""
 
 
 class _Response(msgspec.Struct):
@@ -49,9 +52,6 @@ class _Document(msgspec.Struct):
     metrics: EngineTiming | None = None
 
 
-_READ_EVENT = msgspec.json.Decoder(_Event).decode
-
-
 class NamedAnswerReader(AnswerReader):
     """Reads an answer of Responses or Messages that was not streamed."""
 
@@ -59,18 +59,19 @@ class NamedAnswerReader(AnswerReader):
         super().__init__()
         self._on_response_id = on_response_id
 
-    def read_document(self, body: bytes) -> None:
-        try:
-            found = msgspec.json.decode(body, type=_Document)
-        except (msgspec.MsgspecError, RecursionError):
-            return
-        self.usage = found.usage.common() if found.usage is not None else None
-        self.timing = found.metrics
-        if found.object == "response" and found.id and self._on_response_id is not None:
-            self._on_response_id(found.id)
+    def read_document(self, body: bytes) -> bool:
+        if not is_object(body):
+            return False
+        found = decoded(body, _Document)
+        if found is not None:
+            self.usage = found.usage.common() if found.usage is not None else None
+            self.timing = found.metrics
+            if found.object == "response" and found.id and self._on_response_id is not None:
+                self._on_response_id(found.id)
+        return True
 
 
-class NamedEventReader(AnswerReader):
+class NamedEventReader(StreamReader):
     """Reads a stream of Responses or Messages, event by event. `gatherer` is shown every event."""
 
     def __init__(
@@ -80,38 +81,22 @@ class NamedEventReader(AnswerReader):
         gatherer: AnswerGatherer | None = None,
         on_response_id: OnResponseId | None = None,
     ) -> None:
-        super().__init__()
-        self.has_output = False
-        self.error: str | None = None
-        self.error_status: int | None = None
+        super().__init__(gatherer)
         self._is_quiet = _QUIET[api]
-        self._gatherer = gatherer
         self._on_response_id = on_response_id
-        self._partial = b""
 
-    def feed(self, chunk: bytes) -> bytes:
-        """Take what arrived; all of it goes to the client now."""
-        pending = self._partial + chunk if self._partial else chunk
-        complete, end, self._partial = pending.rpartition(_EVENT_END)
-        if end:
-            events = complete.split(_EVENT_END)
-            if self._gatherer is not None:
-                self._gatherer.read_events(events)
-            for event in events:
-                if not (self.has_output and self._is_quiet(event)):
-                    self._take(event)
-        return chunk
+    def _take(self, events: bytes) -> bytes:
+        for event in split_events(events):
+            if not (self.has_output and self._is_quiet(event)):
+                self._take_event(event)
+        return events
 
-    def rest(self) -> bytes:
-        """Nothing is ever held back."""
-        return b""
-
-    def _take(self, event: bytes) -> None:
-        try:
-            found = _READ_EVENT(event[event.find(b"data:") + 5 :])
-        except (msgspec.MsgspecError, RecursionError):
+    def _take_event(self, event: bytes) -> None:
+        found = decoded(data_of(event), _Event)
+        if found is None:
             return  # not ours to judge: the client gets it as it is
         self.has_output = self.has_output or found.type.endswith((".delta", "_delta", ".completed"))
+        self.is_finished = self.is_finished or found.type in _ENDS
         if found.response is not None:
             self._take_response(found.response)
         usage = found.usage or (found.message.usage if isinstance(found.message, _Message) else None)
