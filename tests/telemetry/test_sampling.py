@@ -27,12 +27,16 @@ DROPPED = next(f"c-{n}" for n in count() if not is_kept(f"c-{n}", SHARE))
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-0{}"
 
 
+def fail(error: Exception) -> None:
+    raise error
+
+
 def trace_turn(conversation_id: str, carrier: Mapping[str, str]) -> list[str]:
     """The names of the spans that are left of a turn with one step."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider(sampler=ParentBased(ConversationSampler(SHARE)))
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    trace = TurnTrace(provider.get_tracer("test"), carrier, conversation_id, {})
+    trace = TurnTrace(provider.get_tracer("test"), carrier, conversation_id, {}, fail)
     with trace.step(names.SPAN_DECODE, {}):
         pass
     trace.end({}, error_type=None, message=None)
@@ -95,8 +99,8 @@ def test_the_gateways_provider_takes_the_sampler_from_the_environment(
     monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0.5")
     monkeypatch.setenv("CONSERVE_TRACE_DIR", str(tmp_path))
     found = tracing("gateway")
-    kept = TurnTrace(found.tracer, {}, KEPT, {})
-    dropped = TurnTrace(found.tracer, {}, DROPPED, {})
+    kept = TurnTrace(found.tracer, {}, KEPT, {}, fail)
+    dropped = TurnTrace(found.tracer, {}, DROPPED, {}, fail)
     assert kept.span_context.trace_flags.sampled
     assert not dropped.span_context.trace_flags.sampled
     assert found.shutdown()

@@ -312,7 +312,11 @@ def _endpoints(given: _Given, core: _Core) -> tuple[TurnEndpoint, PassThrough]:
 
 
 def _turns(given: _Given, core: _Core) -> Turns:
-    traces = TurnTraces(given.tracer, given.config.gateway.max_traced_turns_per_s)
+    traces = TurnTraces(
+        given.tracer,
+        given.config.gateway.max_traced_turns_per_s,
+        lambda error: core.errors.note("traces", "step", error),
+    )
     books = TurnBooks(
         bookkeepers(core.coordinator, core.conversations, given.energy, traces, core.metrics), core.errors
     )

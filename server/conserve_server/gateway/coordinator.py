@@ -71,8 +71,13 @@ class Coordinator:
 
     def arrive(self, turn: Turn) -> None:
         """The turn arrived; end it with `ended`, whatever happens."""
-        self._inboxes[turn.id] = _Inbox()
-        self._deliver(self.scheduler.on_turn(turn, self._clock.now_s()))
+        inbox = self._inboxes[turn.id] = _Inbox()
+        try:
+            actions = self.scheduler.on_turn(turn, self._clock.now_s())
+        except Exception as error:
+            inbox.put(PlacementFailed(turn.id, error))  # or it would wait for an action that never comes
+            raise
+        self._deliver(actions)
 
     async def next_action(self, turn: Turn) -> Start:
         """What to do next for this turn.
@@ -195,6 +200,6 @@ def _never_arrived() -> TurnError:
 
 def _placement_failed(error: Exception) -> TurnError:
     return TurnError(
-        f"the placement policy failed on this turn ({type(error).__name__}): the gateway's log says why",
+        f"placing this turn failed ({type(error).__name__}): the gateway's log says why",
         code="placement_failed",
     )

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from opentelemetry.util.types import AttributeValue
 
@@ -56,7 +56,7 @@ class GatewayEnergy:
         self._traces: dict[TurnAccount, _Traced] = {}
 
     @classmethod
-    def from_config(cls, config: Config, engines: Sequence[EngineSpec], clock: Clock) -> GatewayEnergy:
+    def from_config(cls, config: Config, engines: Sequence[EngineSpec], clock: Clock) -> Self:
         """Look at the meters that the configuration means. Raises ConfigError where it must."""
         return cls(
             config, engines, plan_meters(config.energy, found_engines(config, engines), clock.now_s()), clock

@@ -41,7 +41,7 @@ from conserve_server.telemetry.spans import TurnTrace
 
 _SHARED_USAGE = (names.INPUT_TOKENS, names.OUTPUT_TOKENS, names.CACHE_READ_TOKENS)
 _CACHE_WRITE = (names.CACHE_WRITE_TOKENS, names.CACHE_CREATION_TOKENS)
-_UNTRACED: Final = TurnTrace(None, {}, "", {})
+_UNTRACED: Final = TurnTrace(None, {}, "", {}, lambda _: None)
 _OWN_USAGE = (names.TURN_INPUT_TOKENS, names.TURN_OUTPUT_TOKENS, names.TURN_CACHE_READ_TOKENS)
 
 

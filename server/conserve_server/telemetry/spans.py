@@ -33,6 +33,7 @@ from conserve_server.telemetry import names
 _PROPAGATOR = TraceContextTextMapPropagator()
 _NOT_RECORDED: Final = nullcontext(INVALID_SPAN)
 Attributes = Mapping[str, AttributeValue]
+OnError = Callable[[Exception], None]
 
 
 class TurnTraces:
@@ -40,11 +41,13 @@ class TurnTraces:
 
     Recording and writing a turn's spans takes longer than serving it: without a bound the
     busiest second is the one that tracing slows down most, and the exporter drops single
-    spans then. Beyond the bound a turn has no spans at all.
+    spans then. Beyond the bound a turn has no spans at all. `on_error` hears of a step that could
+    not be traced: it runs all the same.
     """
 
-    def __init__(self, tracer: Tracer, max_per_s: float) -> None:
+    def __init__(self, tracer: Tracer, max_per_s: float, on_error: OnError) -> None:
         self._tracer = tracer
+        self._on_error = on_error
         self._max_per_s = max_per_s
         self._left = max(1.0, max_per_s)
         self._filled_s: float | None = None
@@ -60,8 +63,8 @@ class TurnTraces:
     ) -> TurnTrace:
         """A turn's trace; `carrier` has the client's trace context. Times are monotonic seconds."""
         if not self.records or not self._take(now_s):
-            return TurnTrace(None, carrier, conversation_id, {})
-        return TurnTrace(self._tracer, carrier, conversation_id, attributes())
+            return TurnTrace(None, carrier, conversation_id, {}, self._on_error)
+        return TurnTrace(self._tracer, carrier, conversation_id, attributes(), self._on_error)
 
     def _take(self, now_s: float) -> bool:
         """A bucket that fills with `max_per_s` and holds a second's worth."""
@@ -79,9 +82,15 @@ class TurnTrace:
     """One turn's spans; none, at no cost, without a tracer. `end` a recorded one exactly once."""
 
     def __init__(
-        self, tracer: Tracer | None, carrier: Mapping[str, str], conversation_id: str, attributes: Attributes
+        self,
+        tracer: Tracer | None,
+        carrier: Mapping[str, str],
+        conversation_id: str,
+        attributes: Attributes,
+        on_error: OnError,
     ) -> None:
         self._tracer = tracer
+        self._on_error = on_error
         self._carrier = carrier
         if tracer is None:
             return
@@ -113,7 +122,12 @@ class TurnTrace:
         if self._tracer is None:
             return _NOT_RECORDED
         attributes = {**self._shared, **attributes}
-        return _Step(self._tracer.start_span(name, context=self._context, kind=kind, attributes=attributes))
+        try:
+            span = self._tracer.start_span(name, context=self._context, kind=kind, attributes=attributes)
+        except Exception as error:  # noqa: BLE001 - whoever counts it is told, and the step runs
+            self._on_error(error)
+            return _NOT_RECORDED
+        return _Step(span, self._on_error)
 
     def headers(self, span: Span) -> dict[str, str]:
         """`traceparent` for an engine: its spans become the step's children, else the client's."""
@@ -170,8 +184,9 @@ def write_conversation_span(
 class _Step:
     """A span that ends with its block."""
 
-    def __init__(self, span: Span) -> None:
+    def __init__(self, span: Span, on_error: OnError) -> None:
         self._span = span
+        self._on_error = on_error
 
     def __enter__(self) -> Span:
         return self._span
@@ -179,9 +194,12 @@ class _Step:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
-            _mark(self._span, getattr(error, "code", None) or type(error).__name__, str(error))
-        self._span.end()
+        try:
+            if error is not None:
+                _mark(self._span, getattr(error, "code", None) or type(error).__name__, str(error))
+            self._span.end()
+        except Exception as problem:  # noqa: BLE001 - as above
+            self._on_error(problem)
 
 
 def _mark(span: Span, error_type: str, message: str | None) -> None:
