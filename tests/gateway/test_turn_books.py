@@ -136,6 +136,17 @@ def test_an_engine_that_breaks_after_its_answers_end_has_completed_the_turn(*, i
     assert b'conserve_turns_total{outcome="completed",path="remote-prefill"} 1.0' in page
 
 
+@pytest.mark.parametrize("is_streamed", [True, False])
+def test_an_engine_that_counts_impossible_tokens_leaves_no_ghost(*, is_streamed: bool) -> None:
+    world = World("conserve", Faults())
+    turn = Asked("a", End.MISCOUNTED, is_streamed)
+    clients = asyncio.run(turns_of(world, turn, turn))
+    assert [(client.status, client.is_whole) for client in clients] == [(200, True)] * 2
+    world.release_all()
+    assert world.left() == {}
+    assert "scheduler" not in errors(world)
+
+
 def test_a_recognised_conversation_whose_head_cannot_be_moved_ends() -> None:
     world, (client,) = failing_at("recognition.settle", "conserve", Asked(None))
     assert client.status == 200

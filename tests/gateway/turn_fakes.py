@@ -18,6 +18,7 @@ from conserve_server.gateway.request_id import REQUEST_ID
 
 MODEL = "m"
 USAGE = {"prompt_tokens": 20, "completion_tokens": 3, "total_tokens": 23}
+NO_USAGE = {"prompt_tokens": 0, "completion_tokens": -1, "total_tokens": -1}
 
 
 class End(StrEnum):
@@ -29,6 +30,7 @@ class End(StrEnum):
     DECODE_FAILS = "decode fails"
     CUT_OFF = "cut off"
     LOST_AFTERWARDS = "lost afterwards"
+    MISCOUNTED = "miscounted"
     GONE_AT_FIRST_LEG = "gone at first leg"
     GONE_IN_ANSWER = "gone in answer"
     STALLED = "stalled"
@@ -87,7 +89,8 @@ class FakeAnswer:
         if self.status != 200:
             yield json.dumps({"error": {"message": "no", "type": "BadRequestError", "code": 400}}).encode()
             return
-        pieces = _events() if asked.is_streamed else [_document()]
+        usage = NO_USAGE if asked.end is End.MISCOUNTED else USAGE
+        pieces = _events(usage) if asked.is_streamed else [_document(usage)]
         for number, piece in enumerate(pieces):
             if number == len(pieces) // 2 and asked.end is End.CUT_OFF:
                 raise EngineFailed("broke off", code="engine_lost", engine="d0")
@@ -112,6 +115,8 @@ class FakeEngine:
             await _hang(client)
         if client.asked.end is End.PREFILL_LOST:
             raise EngineFailed("broke off", code="engine_lost", engine=self.spec.name)
+        if client.asked.end is End.MISCOUNTED:
+            return PrefillAnswer(b'{"remote_engine_id":"p"}', 0, 7)
         return PrefillAnswer(b'{"remote_engine_id":"p"}', 20, 0)
 
     @asynccontextmanager
@@ -138,7 +143,7 @@ async def _hang(client: Client) -> None:
     await asyncio.Event().wait()
 
 
-def _events() -> list[bytes]:
+def _events(usage: dict[str, int]) -> list[bytes]:
     deltas = [{"role": "assistant", "content": ""}, {"content": "the tide"}, {"content": " turns"}]
     choices: list[dict[str, object]] = [
         {"index": 0, "delta": delta, "finish_reason": None} for delta in deltas
@@ -146,12 +151,12 @@ def _events() -> list[bytes]:
     choices.append({"index": 0, "delta": {}, "finish_reason": "stop"})
     chunk: dict[str, object] = {"id": "c", "object": "chat.completion.chunk", "model": MODEL}
     documents = [{**chunk, "choices": [choice]} for choice in choices]
-    documents.append({**chunk, "choices": [], "usage": USAGE})
+    documents.append({**chunk, "choices": [], "usage": usage})
     lines = [json.dumps(document) for document in documents]
     return [f"data: {line}\n\n".encode() for line in (*lines, "[DONE]")]
 
 
-def _document() -> bytes:
+def _document(usage: dict[str, int]) -> bytes:
     message = {"role": "assistant", "content": "the tide turns"}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
-    return json.dumps({"id": "c", "object": "chat.completion", "choices": [choice], "usage": USAGE}).encode()
+    return json.dumps({"id": "c", "object": "chat.completion", "choices": [choice], "usage": usage}).encode()

@@ -132,7 +132,7 @@ class Interleavings(RuleBasedStateMachine):
         self.carry_out(self.scheduler.on_turn(turn, self.later(wait_s)), queued=not may_be_moved)
 
     @precondition(lambda self: self.prefilling)
-    @rule(data=st.data(), counted=st.integers(1, 400), cached=st.one_of(st.none(), st.integers(0, 100)))
+    @rule(data=st.data(), counted=st.integers(-1, 400), cached=st.one_of(st.none(), st.integers(-1, 500)))
     def prefill_answers(self, data: st.DataObject, counted: int, cached: int | None) -> None:
         turn_id = data.draw(st.sampled_from(sorted(self.prefilling)))
         prefiller = self.prefilling.pop(turn_id)
@@ -189,10 +189,17 @@ class Interleavings(RuleBasedStateMachine):
     @precondition(lambda self: self.arrived)
     @rule(
         data=st.data(),
-        kv_tokens=st.one_of(st.none(), st.integers(1, 600)),
-        cached_tokens=st.one_of(st.none(), st.integers(0, 600)),
+        kv_tokens=st.one_of(st.none(), st.integers(-1, 600)),
+        output_tokens=st.one_of(st.none(), st.integers(-1, 600)),
+        cached_tokens=st.one_of(st.none(), st.integers(-1, 600)),
     )
-    def turn_ends(self, data: st.DataObject, kv_tokens: int | None, cached_tokens: int | None) -> None:
+    def turn_ends(
+        self,
+        data: st.DataObject,
+        kv_tokens: int | None,
+        output_tokens: int | None,
+        cached_tokens: int | None,
+    ) -> None:
         turn_id = data.draw(st.sampled_from(sorted(self.arrived)))
         del self.arrived[turn_id]
         self.decoding.pop(turn_id, None)
@@ -200,7 +207,7 @@ class Interleavings(RuleBasedStateMachine):
         self.unplaced.discard(turn_id)
         self.carry_out(
             self.scheduler.on_turn_ended(
-                turn_id, kv_tokens, self.later(0.1), output_tokens=3, cached_tokens=cached_tokens
+                turn_id, kv_tokens, self.later(0.1), output_tokens=output_tokens, cached_tokens=cached_tokens
             )
         )
 
@@ -266,6 +273,7 @@ class Interleavings(RuleBasedStateMachine):
     def the_books_balance(self) -> None:
         live = {c.id for c in self.scheduler.conversations}
         for ledger in self.scheduler.pools.ledgers.values():
+            assert all(ledger.held(c) > 0 for c in ledger.conversations)
             assert ledger.reserved_tokens == sum(ledger.held(c) for c in ledger.conversations)
             assert ledger.overcommitted_tokens == max(0, ledger.reserved_tokens - ledger.budget_tokens)
             assert set(ledger.conversations) <= live

@@ -6,14 +6,14 @@ another book's error, its own, or the turn's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import ClassVar
 
 from conserve_sdk.protocol import Outcome, TurnReport
 from conserve_server.engines.engine import PrefillAnswer
 from conserve_server.gateway.live_turn import LiveTurn
-from conserve_server.gateway.telling import BookErrors, Event
+from conserve_server.gateway.telling import BookErrors, Event, Told
 
 
 class Ended:
@@ -71,18 +71,25 @@ class TurnBook:
 
 
 class TurnBooks:
-    """All books of turns as one. Telling them never raises."""
+    """All books of turns as one. Telling them never raises; who does not define an event costs it nothing."""
 
     def __init__(self, books: Iterable[TurnBook], errors: BookErrors) -> None:
-        books = tuple(books)
-        self.begins = Event("begins", [(book.name, book.begins) for book in books], errors)
-        self.prefill_starts = Event(
-            "prefill_starts", [(book.name, book.prefill_starts) for book in books], errors
+        all_of = tuple(books)
+        self.begins = _event(TurnBook.begins, [(b.name, b.begins) for b in all_of], errors)
+        self.prefill_starts = _event(
+            TurnBook.prefill_starts, [(b.name, b.prefill_starts) for b in all_of], errors
         )
-        self.prefill_ends = Event("prefill_ends", [(book.name, book.prefill_ends) for book in books], errors)
-        self.decode_starts = Event(
-            "decode_starts", [(book.name, book.decode_starts) for book in books], errors
+        self.prefill_ends = _event(TurnBook.prefill_ends, [(b.name, b.prefill_ends) for b in all_of], errors)
+        self.decode_starts = _event(
+            TurnBook.decode_starts, [(b.name, b.decode_starts) for b in all_of], errors
         )
-        self.answered = Event("answered", [(book.name, book.answered) for book in books], errors)
-        self.counted = Event("counted", [(book.name, book.counted) for book in books], errors)
-        self.ends = Event("ends", [(book.name, book.ends) for book in books], errors)
+        self.answered = _event(TurnBook.answered, [(b.name, b.answered) for b in all_of], errors)
+        self.counted = _event(TurnBook.counted, [(b.name, b.counted) for b in all_of], errors)
+        self.ends = _event(TurnBook.ends, [(b.name, b.ends) for b in all_of], errors)
+
+
+def _event(
+    default: Callable[..., None], hearers: Iterable[tuple[str, Callable[Told, None]]], errors: BookErrors
+) -> Event[Told]:
+    defined = [(book, hear) for book, hear in hearers if getattr(hear, "__func__", None) is not default]
+    return Event(default.__name__, defined, errors)

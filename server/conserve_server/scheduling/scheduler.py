@@ -113,6 +113,8 @@ class Scheduler:
         """
         self._placing.now_s = now_s
         state = self._turns[turn_id]
+        prompt_tokens = max(1, prompt_tokens)
+        cached_tokens = _within(cached_tokens, 0, prompt_tokens)
         if not self._legs.prefilled(state, prompt_tokens, cached_tokens, now_s):
             return self.on_prefill_failed(turn_id, now_s)
         if not self._placing.has_its_decoder(state):
@@ -193,7 +195,7 @@ class Scheduler:
         """`count` more output tokens came after the first one. Report as often as is convenient."""
         self._placing.now_s = now_s
         state = self._turns[turn_id]
-        self._legs.tokens(state, count, now_s)
+        self._legs.tokens(state, max(0, count), now_s)
         ledger = self.pools.ledgers.get(state.conversation.decoder or "")
         if ledger is not None and turn_id in state.conversation.running:
             kv_tokens = state.prompt_tokens + 1 + state.later_tokens
@@ -217,17 +219,12 @@ class Scheduler:
         """
         self._placing.now_s = now_s
         state = self._turns.pop(turn_id)
-        conversation = state.conversation
+        kv_tokens = _within(kv_tokens, 1)
         self._legs.over(state)
-        self._legs.learn(state, kv_tokens, output_tokens, cached_tokens)
-        if conversation.leader is state:
-            self._placing.abandon(state)
-        elif conversation.running.pop(turn_id, None) is not None:
-            self._settle(state, kv_tokens)
-        elif conversation.unplaced.pop(turn_id, None) is None:
-            conversation.followers.remove(state)
-        if not conversation.has_turns:
-            self._rest(conversation)
+        try:
+            self._legs.learn(state, kv_tokens, _within(output_tokens, 0), _within(cached_tokens, 0))
+        finally:
+            self._leave(state, kv_tokens)
         return self._placing.admit()
 
     def on_conversation_ended(self, conversation_id: str, now_s: float) -> list[Action]:
@@ -342,6 +339,18 @@ class Scheduler:
             if holder is not None:
                 self._placing.lose_decoder(holder, engine, RebindCause.ENGINE_LOST)
 
+    def _leave(self, state: TurnState, kv_tokens: int | None) -> None:
+        """The conversation goes on without the turn, or rests."""
+        conversation = state.conversation
+        if conversation.leader is state:
+            self._placing.abandon(state)
+        elif conversation.running.pop(state.id, None) is not None:
+            self._settle(state, kv_tokens)
+        elif conversation.unplaced.pop(state.id, None) is None:
+            conversation.followers.remove(state)
+        if not conversation.has_turns:
+            self._rest(conversation)
+
     def _settle(self, state: TurnState, kv_tokens: int | None) -> None:
         """Reserve what the conversation is known to hold; what other turns of it still add stays debited."""
         conversation = state.conversation
@@ -363,3 +372,10 @@ class Scheduler:
     def _forget(self, conversation: Conversation, state: State) -> None:
         self.pools.release(conversation.id)
         self._conversations.forget(conversation, state)
+
+
+def _within(counted: int | None, least: int, most: int | None = None) -> int | None:
+    """What an engine has counted, as far as it can be."""
+    if counted is None:
+        return None
+    return max(least, counted if most is None else min(counted, most))
