@@ -65,6 +65,15 @@ async def test_a_waiting_turn_that_fails_is_told_at_once_and_holds_nobody_up(ser
         assert (await gateway.report("a"))["state"] == "ended"
 
 
+async def test_turns_that_fail_give_their_place_among_the_tenants_running_turns_back(serve: Serve) -> None:
+    policy = Fragile()
+    async with serve(policy=policy, max_concurrent_turns=1) as gateway:
+        policy.fails = True
+        assert [(await gateway.ask("a", TEXT)).status_code for _ in range(3)] == [500] * 3
+        policy.fails = False
+        assert (await gateway.ask("a", TEXT)).status_code == 200
+
+
 async def waits(gateway: Served) -> bool:
     return await gateway.metric("conserve_waiting_turns") == 1
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from types import TracebackType
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from conserve_sdk.protocol import Outcome
 from conserve_server.core.clock import Clock
@@ -28,58 +28,34 @@ class TurnLives:
         self._clock = clock
         self.books = books
 
+    @contextmanager
     def turn(
         self, request: TurnRequest, identity: Identity, carrier: Mapping[str, str], watch: Watch | None
-    ) -> TurnLife:
+    ) -> Iterator[LiveTurn]:
         """A block in which the turn lives. `carrier` has the client's trace context.
 
         Entering it raises LimitReached (429) or NoCapacity (503) before anything has begun.
         """
-        return TurnLife(self, request, identity, carrier, watch)
+        live = self._new(request, identity, carrier, watch)
+        self.books.begins(live)
+        try:
+            yield live
+        except BaseException as error:
+            self._end(live, error)
+            raise
+        else:
+            self._end(live, None)
 
-    def begin(
+    def _new(
         self, request: TurnRequest, identity: Identity, carrier: Mapping[str, str], watch: Watch | None
     ) -> LiveTurn:
-        """What `TurnLife` enters with. Every turn that it returns has to be ended."""
         now_s = self._clock.now_s()
         turn = self._coordinator.new_turn(identity.key, len(request.body))
         record = self._conversations.open(identity, now_s)
-        live = LiveTurn(turn, request, identity, record, now_s, carrier, watch)
-        self.books.begins(live)
-        return live
+        return LiveTurn(turn, request, identity, record, now_s, carrier, watch)
 
-    def end(self, live: LiveTurn, error: BaseException | None) -> None:
-        """Every book hears of it; `error` is what has left the block."""
+    def _end(self, live: LiveTurn, error: BaseException | None) -> None:
         self.books.ends(live, Ended(live, _outcome(live, error), self._clock.now_s()))
-
-
-class TurnLife:
-    """`with` it a turn lives."""
-
-    __slots__ = ("_carrier", "_identity", "_live", "_lives", "_request", "_watch")
-
-    def __init__(
-        self,
-        lives: TurnLives,
-        request: TurnRequest,
-        identity: Identity,
-        carrier: Mapping[str, str],
-        watch: Watch | None,
-    ) -> None:
-        self._lives = lives
-        self._request = request
-        self._identity = identity
-        self._carrier = carrier
-        self._watch = watch
-
-    def __enter__(self) -> LiveTurn:
-        self._live = self._lives.begin(self._request, self._identity, self._carrier, self._watch)
-        return self._live
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._lives.end(self._live, error)
 
 
 def _outcome(live: LiveTurn, error: BaseException | None) -> Outcome:
