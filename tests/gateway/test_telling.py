@@ -17,7 +17,7 @@ def broken(_number: int) -> None:
 def test_each_hears_in_order_whatever_another_one_raises(caplog: pytest.LogCaptureFixture) -> None:
     heard: list[str] = []
     metrics = GatewayMetrics()
-    tell = Event[[int]](
+    tell = Event[int](
         "ends",
         [
             ("first", lambda number: heard.append(f"first {number}")),

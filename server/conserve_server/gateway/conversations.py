@@ -64,7 +64,7 @@ class Conversations:
         self._tell_summary = Event("conversation ended", [("summary", endings.ended)], errors)
         self._max_waiting_turns = max_waiting_turns
         self._draining = draining
-        self._tell_end = Event[[ConversationRecord, str]](
+        self._tell_end = Event[ConversationRecord, str](
             "conversation ended",
             [
                 ("scheduler", lambda record, _: coordinator.end_conversation(record.identity.key)),

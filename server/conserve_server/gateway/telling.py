@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from typing import Generic, ParamSpec
+from typing import Generic, TypeVarTuple
 
 from conserve_server.telemetry.metrics import GatewayMetrics
 
-Told = ParamSpec("Told")
+Told = TypeVarTuple("Told")
 log = logging.getLogger(__name__)
 
 
@@ -28,21 +28,21 @@ class BookErrors:
         self._metrics.book_failed(book)
 
 
-class Event(Generic[Told]):
+class Event(Generic[*Told]):
     """Something that several hear of, in this order, each whatever another one raises."""
 
     __slots__ = ("_errors", "_hearers", "_name")
 
     def __init__(
-        self, name: str, hearers: Iterable[tuple[str, Callable[Told, None]]], errors: BookErrors
+        self, name: str, hearers: Iterable[tuple[str, Callable[[*Told], None]]], errors: BookErrors
     ) -> None:
         self._name = name
         self._hearers = tuple(hearers)
         self._errors = errors
 
-    def __call__(self, *args: Told.args, **kwargs: Told.kwargs) -> None:
+    def __call__(self, *told: *Told) -> None:
         for book, hear in self._hearers:
             try:
-                hear(*args, **kwargs)
+                hear(*told)
             except Exception as error:  # noqa: BLE001 - logged and counted; the others must hear of it
                 self._errors.note(book, self._name, error)

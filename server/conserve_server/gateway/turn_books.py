@@ -7,7 +7,6 @@ another book's error, its own, or the turn's.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import cached_property
 from typing import ClassVar
 
 from conserve_sdk.protocol import Outcome, TurnReport
@@ -23,6 +22,7 @@ class Ended:
         self._live = live
         self.outcome = outcome
         self.now_s = now_s
+        self._report: TurnReport | None = None
 
     @property
     def message(self) -> str | None:
@@ -36,10 +36,12 @@ class Ended:
             return self._live.error.code
         return "engine_refused" if self._live.refused else None
 
-    @cached_property
+    @property
     def report(self) -> TurnReport:
         """The turn as its conversation's report tells it."""
-        return self._live.report(self.outcome, self.now_s, self.message)
+        if self._report is None:
+            self._report = self._live.report(self.outcome, self.now_s, self.message)
+        return self._report
 
 
 class TurnBook:
@@ -89,7 +91,7 @@ class TurnBooks:
 
 
 def _event(
-    default: Callable[..., None], hearers: Iterable[tuple[str, Callable[Told, None]]], errors: BookErrors
-) -> Event[Told]:
+    default: Callable[..., None], hearers: Iterable[tuple[str, Callable[[*Told], None]]], errors: BookErrors
+) -> Event[*Told]:
     defined = [(book, hear) for book, hear in hearers if getattr(hear, "__func__", None) is not default]
     return Event(default.__name__, defined, errors)
