@@ -10,7 +10,7 @@ from conserve_server.core.errors import ConfigError
 
 def test_two_listed_pools_are_enough() -> None:
     config = parse_config({"pools": {"decode": {"engines": ["http://10.0.0.7:8100/v1/"]}}})
-    assert config.pools.decode.engines == ("http://10.0.0.7:8100",)
+    assert [record.url for record in config.pools.decode.engines] == ["http://10.0.0.7:8100"]
     assert not config.is_local
 
 

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from uvicorn.lifespan.on import LifespanOn
 
 from conserve_server.core.clock import SystemClock
-from conserve_server.core.config import Config, GatewayConfig, PoolConfig, parse_config
+from conserve_server.core.config import Config, GatewayConfig, parse_config
 from conserve_server.engines.emulated import EmulatedConfig, EmulatedEngineServer
 from conserve_server.engines.engine import Role, listed_engines
 from conserve_server.gateway.app import create_app
@@ -145,12 +145,14 @@ async def served(
     draining: Draining | None = None,
     energy: dict[str, object] | None = None,
     policy: Policy | None = None,
+    config: Config | None = None,
     keep_alive_s: float = 5,
     **gateway: object,
 ) -> AsyncIterator[Served]:
     """A gateway over these engines (1 prefill and 2 decode unless given).
 
-    Ready to serve unless `is_ready` is False, for gateways whose health not everybody may see.
+    Ready to serve unless `is_ready` is False, for gateways whose health not everybody may see. `config`
+    stands in place of the one that lists the engines.
     """
     prefill = [engine_config(Role.PREFILL, "prefill-0")] if prefill is None else prefill
     if decode is None:
@@ -160,21 +162,21 @@ async def served(
         provider, exporter = TracerProvider(), InMemorySpanExporter()
         provider.add_span_processor(SimpleSpanProcessor(exporter))
         pools = {
-            "prefill": PoolConfig(engines=tuple(engines[c.name].url for c in prefill)),
-            "decode": PoolConfig(engines=tuple(engines[c.name].url for c in decode)),
+            "prefill": {"engines": [engines[c.name].url for c in prefill]},
+            "decode": {"engines": [engines[c.name].url for c in decode]},
         }
         limits = GatewayConfig(**{"probe_interval_s": 0.05, **gateway})  # type: ignore[arg-type]
         document = {
-            "pools": {n: p.model_dump() for n, p in pools.items()},
+            "pools": pools,
             "scheduler": scheduler or {},
             "kv": kv or {},
             "energy": energy or {},
         }
-        config = parse_config(document)
-        config = config.model_copy(update={"gateway": limits})
+        listed = parse_config(document).model_copy(update={"gateway": limits})
+        config = config or listed
         app = create_app(
             config,
-            engines=listed_engines(config),
+            engines=listed_engines(listed),
             policy=policy or policy_of(config.scheduler),
             clock=SystemClock(),
             tracer=provider.get_tracer("test"),

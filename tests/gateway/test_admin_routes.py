@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -13,7 +14,7 @@ from conserve_server.engines.emulated import EmulatedEngineServer, Fault
 from conserve_server.engines.engine import Role
 from conserve_server.gateway.draining import Draining
 
-from .conftest import Serve, Served, engine_config
+from .conftest import MODEL, Serve, Served, engine_config
 
 TEXT = "the harbour lies to the south of the lighthouse " * 8
 KEY = "administrator"
@@ -120,6 +121,7 @@ async def test_a_reload_takes_an_engine_in_and_keeps_every_binding(serve: Serve)
             "added": ["decode-2"],
             "leaving": [],
             "kept": ["prefill-0", "decode-1", "decode-0"],
+            "tenants": [],
         }
         await gateway.eventually(lambda: _is(gateway, "decode-2", "up"))
         after = await gateway.ask("a", TEXT)
@@ -206,3 +208,137 @@ async def test_turns_that_are_cut_off_are_told_so(serve: Serve) -> None:
 
 async def _is_true(fact: Callable[[], bool]) -> bool:
     return fact()
+
+
+async def test_a_reload_over_local_engines_with_nothing_changed_changes_nothing(serve: Serve) -> None:
+    """As `conserve serve --up` runs them: the file says how many there are, and lists none."""
+    local = parse_config({"pools": {"decode": {"count": 2}}, "gateway": {"admin_key": KEY}})
+    async with serve(prefill=[], config=local, load=lambda: local, is_ready=False) as gateway:
+        await gateway.ask("a", TEXT)
+        done = (await post(gateway, "/v1/reload")).json()
+        assert done == {"added": [], "leaving": [], "kept": ["decode-0", "decode-1"], "tenants": []}
+        assert (await gateway.ask("a", TEXT)).headers["x-conserve-path"] == "pinned"
+
+
+async def test_a_new_engine_in_front_of_the_list_renames_nobody(serve: Serve) -> None:
+    file = File()
+    async with serve(prefill=[], admin_key=KEY, load=file.load) as gateway:
+        third = await gateway.stack.enter_async_context(
+            EmulatedEngineServer(engine_config(Role.DECODE, "decode-2"))
+        )
+        before = {name: (await engine(gateway, name))["url"] for name in ("decode-0", "decode-1")}
+        gateway.engines["decode-2"] = third
+        file.lists(gateway, "decode-2", "decode-1", "decode-0")
+        await post(gateway, "/v1/reload")
+        file.lists(gateway, "decode-2", "decode-1")
+        done = (await post(gateway, "/v1/reload")).json()
+        assert done["leaving"] == ["decode-0"]
+        assert (await engine(gateway, "decode-1"))["url"] == before["decode-1"]
+
+
+def with_keys(**keys: str) -> dict[str, object]:
+    return {"tenants": {name: {"api_keys": [key]} for name, key in keys.items()}}
+
+
+async def test_keys_are_added_rotated_and_revoked_and_conversations_go_on(serve: Serve) -> None:
+    file = File()
+
+    async def ask(key: str) -> httpx2.Response:
+        body = {"model": MODEL, "messages": [{"role": "user", "content": TEXT}], "max_tokens": 4}
+        headers = {"authorization": f"Bearer {key}", "x-session-id": "a"}
+        return await gateway.client.post("/v1/chat/completions", json=body, headers=headers)
+
+    async with serve(
+        prefill=[], admin_key=KEY, load=file.load, is_ready=False, **with_keys(alpha="old", beta="b")
+    ) as gateway:
+        assert (await ask("old")).headers["x-conserve-turn"] == "1"
+        file.lists(gateway, "decode-0", "decode-1", **with_keys(alpha="new", gamma="g"))
+        assert (await post(gateway, "/v1/reload")).json()["tenants"] == ["alpha", "beta", "gamma"]
+        assert [(await ask(key)).status_code for key in ("old", "b", "g")] == [401, 401, 200]
+        later = await ask("new")
+        assert (later.headers["x-conserve-turn"], later.headers["x-conserve-path"]) == ("2", "pinned")
+
+
+async def test_a_file_of_keys_is_read_again_though_the_configuration_is_as_it_was(
+    serve: Serve, tmp_path: Path
+) -> None:
+    keys, file = tmp_path / "keys", File()
+    keys.write_text("one\n")
+    tenants: dict[str, object] = {"tenants": {"alpha": {"api_keys_file": str(keys)}}}
+    async with serve(prefill=[], admin_key=KEY, load=file.load, is_ready=False, **tenants) as gateway:
+        file.lists(gateway, "decode-0", "decode-1", **tenants)
+        keys.write_text("two\n")
+        assert (await post(gateway, "/v1/reload")).json()["tenants"] == ["alpha"]
+        headers = {"authorization": "Bearer two"}
+        assert (await gateway.client.get("/v1/conversations", headers=headers)).status_code == 200
+        keys.unlink()
+        refused = await post(gateway, "/v1/reload")
+        assert refused.status_code == 409
+        assert "api_keys_file" in refused.json()["error"]["message"]
+        assert (await gateway.client.get("/v1/conversations", headers=headers)).status_code == 200
+
+
+async def test_a_tenants_own_limit_changes_with_a_reload(serve: Serve) -> None:
+    file = File()
+    limited = {"tenants": {"alpha": {"api_keys": ["k"], "max_conversations": 1}}}
+    async with serve(
+        prefill=[], admin_key=KEY, load=file.load, is_ready=False, **with_keys(alpha="k")
+    ) as gateway:
+        file.lists(gateway, "decode-0", "decode-1", **limited)
+        assert (await post(gateway, "/v1/reload")).json()["tenants"] == ["alpha"]
+        headers = {"authorization": "Bearer k"}
+        body = {"model": MODEL, "messages": [{"role": "user", "content": TEXT}], "max_tokens": 4}
+        statuses = [
+            (
+                await gateway.client.post(
+                    "/v1/chat/completions", json=body, headers={**headers, "x-session-id": name}
+                )
+            ).status_code
+            for name in ("a", "b")
+        ]
+        assert statuses == [200, 429]
+
+
+async def test_tenants_do_not_begin_by_a_reload(serve: Serve) -> None:
+    file = File()
+    async with serve(prefill=[], admin_key=KEY, load=file.load) as gateway:
+        file.lists(gateway, "decode-0", "decode-1", **with_keys(alpha="k"))
+        refused = await post(gateway, "/v1/reload")
+        assert refused.status_code == 409
+        assert "can't begin or end" in refused.json()["error"]["message"]
+
+
+async def test_an_engine_that_never_came_up_says_why_once(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = File()
+    async with serve(prefill=[], admin_key=KEY, load=file.load) as gateway:
+        file.lists(gateway, "decode-0", "decode-1")
+        listed = file.document["pools"]
+        assert isinstance(listed, dict)
+        listed["decode"]["engines"].append("http://127.0.0.1:9")
+        with caplog.at_level("WARNING"):
+            await post(gateway, "/v1/reload")
+            await gateway.eventually(lambda: _has_reason(gateway, "decode-2"))
+            assert "refused" in str((await engine(gateway, "decode-2"))["reason"])
+        said = [r for r in caplog.records if "decode-2 is not up" in r.getMessage()]
+        assert len(said) == 1
+
+
+async def _has_reason(gateway: Served, name: str) -> bool:
+    return "reason" in await engine(gateway, name)
+
+
+async def test_a_turn_that_no_engine_can_take_is_told_why(serve: Serve) -> None:
+    async with serve(prefill=[], max_wait_s=1.0, probe_interval_s=0.05) as gateway:
+        for each in gateway.engines.values():
+            await each.stop()
+        await gateway.eventually(lambda: _none_up(gateway))
+        answer = await gateway.ask("a", TEXT)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_decode_engine")
+        assert "decode-0 at http://127.0.0.1" in answer.json()["error"]["message"]
+
+
+async def _none_up(gateway: Served) -> bool:
+    engines = (await gateway.client.get("/health")).json()["engines"]
+    return not any(engine["up"] for engine in engines)

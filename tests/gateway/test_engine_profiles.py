@@ -2,7 +2,7 @@
 
 from conserve_server.core.config import parse_config
 from conserve_server.engines.engine import listed_engines
-from conserve_server.gateway.engine_profiles import engine_profiles
+from conserve_server.gateway.engine_profiles import profile_of
 from conserve_server.scheduling.engine_state import EngineProfile
 
 POOLS = {"prefill": {"engines": ["http://a"]}, "decode": {"engines": ["http://b", "http://c"]}}
@@ -10,7 +10,7 @@ POOLS = {"prefill": {"engines": ["http://a"]}, "decode": {"engines": ["http://b"
 
 def profiles(**document: object) -> list[EngineProfile]:
     config = parse_config({"pools": POOLS, **document})
-    return engine_profiles(config, listed_engines(config))
+    return [profile_of(config, spec) for spec in listed_engines(config)]
 
 
 def test_a_pools_engines_have_its_role() -> None:

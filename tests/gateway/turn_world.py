@@ -23,7 +23,7 @@ from conserve_server.gateway.coordinator import Coordinator
 from conserve_server.gateway.draining import Draining
 from conserve_server.gateway.endings import Endings
 from conserve_server.gateway.energy import GatewayEnergy
-from conserve_server.gateway.engine_profiles import engine_profiles
+from conserve_server.gateway.engine_profiles import profile_of
 from conserve_server.gateway.identity import DEFAULT_TENANT, Identity
 from conserve_server.gateway.kv_signals import KvSignals
 from conserve_server.gateway.passing_on import PassingOn
@@ -82,7 +82,7 @@ class World:
         self.errors = BookErrors(self.metrics)
         self.scheduler = Scheduler(
             faults.around(policy_of(config.scheduler), "policy"),
-            engines=engine_profiles(config, specs),
+            engines=[profile_of(config, spec) for spec in specs],
             kv_budget_fraction=1.0,
         )
         self.coordinator = Coordinator(

@@ -30,6 +30,7 @@ from conserve_server.core.policy_config import (
     PPDConfig,
     TierConfig,
 )
+from conserve_server.core.pool_config import PoolsConfig
 
 TenantName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
@@ -193,95 +194,6 @@ class SchedulerConfig(Part):
         return CONSERVE_PLUS_KV_BUDGET_FRACTION if is_plus else KV_BUDGET_FRACTION
 
 
-class PoolConfig(Part):
-    """One role's engines: listed by URL, or a number to start locally."""
-
-    engines: tuple[str, ...] = ()
-    """Base URLs of running engines, without `/v1`."""
-    count: int = Field(default=0, ge=0)
-    """Engines that `conserve up` starts."""
-    cores: tuple[str, ...] = ()
-    """CPU cores of each local engine, one entry an engine, as vLLM writes them ("0" or "0-3")."""
-    gpus: tuple[str, ...] = ()
-    """GPUs of each local engine, one entry an engine, as CUDA_VISIBLE_DEVICES writes them ("0" or "0,1")."""
-    flags: tuple[str, ...] = ()
-    """Extra vLLM flags for this pool's local engines, after the common ones."""
-    host_kv_gib: float | None = Field(default=None, gt=0)
-    """Host memory of each local engine for KV that does not fit its cache, in GiB; None: no host tier."""
-    tiers: tuple[str, ...] = ()
-    """The tier of each engine, one entry an engine; empty: speeds are observed."""
-    has_both_roles: bool = False
-    """Whether these engines may do the other pool's work too: prefill for others, hold
-    conversations. Needs engines whose KV connector both gives and takes (`kv_both`)."""
-
-    @field_validator("engines", "cores", "gpus", "flags", "tiers", mode="before")
-    @classmethod
-    def _from_list(cls, value: object) -> object:
-        return tuple(value) if isinstance(value, list) else value
-
-    @field_validator("engines")
-    @classmethod
-    def _are_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
-        for url in urls:
-            parts = urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise ValueError(f"{url!r} is not a URL such as http://10.0.0.7:8100")
-        if len(set(urls)) != len(urls):
-            raise ValueError("lists one URL twice")
-        return tuple(url.rstrip("/").removesuffix("/v1") for url in urls)
-
-    @model_validator(mode="after")
-    def _is_one_kind(self) -> Self:
-        if self.engines and self.count:
-            raise ValueError("has both engines and count: list running engines, or start some, not both")
-        for name, each in (("cores", self.cores), ("gpus", self.gpus)):
-            if each and len(each) != self.count:
-                raise ValueError(
-                    f"{name} must have one entry for each of its {self.count} engines, got {len(each)}"
-                )
-        if self.tiers and len(self.tiers) != self.size:
-            raise ValueError(
-                f"tiers must have one entry for each of its {self.size} engines, got {len(self.tiers)}"
-            )
-        return self
-
-    @property
-    def size(self) -> int:
-        """Its engines, listed or started."""
-        return len(self.engines) or self.count
-
-
-class PoolsConfig(Part):
-    """The two pools. Without prefill engines every first turn is prefilled on its decoder."""
-
-    prefill: PoolConfig = PoolConfig()
-    decode: PoolConfig = PoolConfig()
-
-    @model_validator(mode="after")
-    def _has_decoders(self) -> Self:
-        if not self.decode.engines and not self.decode.count:
-            raise ValueError(
-                "decode has no engines: list their URLs in pools.decode.engines, "
-                "or set pools.decode.count to start some"
-            )
-        if self.prefill.count and self.decode.count and bool(self.prefill.gpus) != bool(self.decode.gpus):
-            raise ValueError("only one pool has gpus: name the GPUs of both, so that no engine shares one")
-        if self.prefill.host_kv_gib is not None and not self.prefill.has_both_roles:
-            raise ValueError(
-                "prefill has host_kv_gib, but holds no conversations: set it for decode, "
-                "or set pools.prefill.has_both_roles"
-            )
-        if bool(self.prefill.engines) and bool(self.decode.count):
-            raise ValueError(
-                "prefill lists running engines while decode starts local ones; do the same in both"
-            )
-        if bool(self.prefill.count) and bool(self.decode.engines):
-            raise ValueError(
-                "decode lists running engines while prefill starts local ones; do the same in both"
-            )
-        return self
-
-
 class LauncherConfig(Part):
     """How `conserve up` starts local engines."""
 
@@ -327,7 +239,7 @@ class Config(Part):
     @model_validator(mode="after")
     def _knows_its_tiers(self) -> Self:
         for pool, part in (("prefill", self.pools.prefill), ("decode", self.pools.decode)):
-            for tier in part.tiers:
+            for tier in (*part.tiers, *(record.tier for record in part.records if record.tier)):
                 if tier not in self.tiers:
                     raise ValueError(f"pools.{pool}.tiers names {tier!r}: describe it as [tiers.{tier}]")
         return self

@@ -14,6 +14,7 @@ from typing import Final, cast
 import httptools
 
 from conserve_server.core.errors import EngineFailed
+from conserve_server.engines.reasons import why_hung_up, why_not_http
 
 READ_AHEAD_BYTES: Final = 256 * 1024
 """What may lie here unread before the engine is held back."""
@@ -160,7 +161,7 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._fail(lost(self._engine, f"what it sends is not HTTP/1.1: {error}"))
+            self._fail(lost(self._engine, why_not_http(str(error), data)))
             self._transport.abort()
         if response.unread_bytes > READ_AHEAD_BYTES and not self._is_paused:
             self._is_paused = True
@@ -177,7 +178,8 @@ class Connection(asyncio.Protocol):
         is_stale = response is not None and not response.has_begun and self._requests > 1
         if is_stale and self._loop.time() - self._sent_s < STALE_S:
             self._fail(StaleConnection("closed while idle", code="engine_lost", engine=self._engine))
-        self._fail(lost(self._engine, str(exc) if exc else "it hung up"))
+        has_spoken = self._requests > 1 or response is None or response.has_begun
+        self._fail(lost(self._engine, why_hung_up(exc, has_spoken=has_spoken)))
 
     def _fail(self, error: EngineFailed) -> None:
         if self._error is not None:

@@ -10,7 +10,9 @@ from types import TracebackType
 from typing import Final
 from urllib.parse import urlsplit
 
+from conserve_server.engines.access import Access
 from conserve_server.engines.connection import Connection, Response, StaleConnection, lost
+from conserve_server.engines.reasons import why_unreachable
 
 CONNECT_TIMEOUT_S: Final = 5.0
 IDLE_S: Final = 4.0
@@ -20,12 +22,15 @@ IDLE_S: Final = 4.0
 class Connections:
     """Connections to one base URL. Their number is bounded by the scheduler, not here."""
 
-    def __init__(self, engine: str, url: str, *, silence_timeout_s: float) -> None:
+    def __init__(
+        self, engine: str, url: str, *, silence_timeout_s: float, access: Access | None = None
+    ) -> None:
         parts = urlsplit(url)
         self._engine = engine
         self._host = parts.hostname or ""
-        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
-        self._port = parts.port or (443 if self._tls else 80)
+        is_tls = parts.scheme == "https"
+        self._access = access or Access(tls=ssl.create_default_context() if is_tls else None)
+        self._port = parts.port or (443 if is_tls else 80)
         self._prefix = parts.path.rstrip("/")
         self._host_header = parts.netloc.rpartition("@")[2]
         self._silence_timeout_s = silence_timeout_s
@@ -38,6 +43,8 @@ class Connections:
         if lines.count("\n") != len(headers) or "\n" in path:
             raise ValueError(f"a line break in the path or a header of a request to {self._host_header}")
         first = f"{method} {self._prefix}{path} HTTP/1.1\r\nhost: {self._host_header}\r\n"
+        if self._access.authorization is not None:
+            lines += f"authorization: {self._access.authorization}\r\n"
         return Request(self, f"{first}{lines}content-length: {len(body)}\r\n\r\n".encode(), body)
 
     def close(self) -> None:
@@ -83,13 +90,14 @@ class Connections:
                 loop, self._engine, silence_timeout_s=self._silence_timeout_s, on_close=self._open.discard
             )
 
+        tls = self._access.tls
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                _, connection = await loop.create_connection(make, self._host, self._port, ssl=self._tls)
+                _, connection = await loop.create_connection(make, self._host, self._port, ssl=tls)
         except TimeoutError as error:
             raise lost(self._engine, f"no connection within {CONNECT_TIMEOUT_S:g} s") from error
         except OSError as error:
-            raise lost(self._engine, str(error)) from error
+            raise lost(self._engine, why_unreachable(error, is_tls=tls is not None)) from error
         if connection.is_usable:
             self._open.add(connection)
         return connection

@@ -63,7 +63,9 @@ class ConversationKv:
 
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
-        self._connections = Connections(spec.name, spec.url, silence_timeout_s=CALL_TIMEOUT_S)
+        self._connections = Connections(
+            spec.name, spec.url, silence_timeout_s=CALL_TIMEOUT_S, access=spec.access
+        )
 
     def close(self) -> None:
         """Close the connections."""

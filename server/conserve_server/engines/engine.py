@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Container, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import count
 from typing import Protocol
 
 from conserve_server.core.config import Config
+from conserve_server.core.pool_config import EngineRecord, PoolConfig
+from conserve_server.engines.access import Access, access_of
 
 
 class Role(StrEnum):
@@ -23,20 +26,46 @@ class EngineSpec:
     """An engine's name, role and base URL (without `/v1`). Names are unique in a cluster.
 
     `gpus`: those that it was started on, as CUDA names them; empty where that is not known.
+    `tier`: the name of its tier; None where its speed is observed. `access` is the engine's own,
+    and changes with the configuration.
     """
 
     name: str
     role: Role
     url: str
     gpus: tuple[str, ...] = ()
+    tier: str | None = None
+    access: Access = field(default_factory=Access, compare=False)
+
+
+def pool_of(config: Config, role: Role) -> PoolConfig:
+    """The part of the configuration that is about engines of this role."""
+    return config.pools.prefill if role is Role.PREFILL else config.pools.decode
+
+
+def spec_of(record: EngineRecord, role: Role, name: str) -> EngineSpec:
+    """A listed engine under this name. Raises ConfigError where its key or certificates can't be read."""
+    return EngineSpec(name, role, record.url, tier=record.tier, access=access_of(record))
 
 
 def listed_engines(config: Config) -> tuple[EngineSpec, ...]:
-    """The engines that a configuration lists by URL, named by role and place: `decode-0`."""
-    pools = ((Role.PREFILL, config.pools.prefill), (Role.DECODE, config.pools.decode))
-    return tuple(
-        EngineSpec(f"{role}-{i}", role, url) for role, pool in pools for i, url in enumerate(pool.engines)
-    )
+    """The engines that a configuration lists, under their own names or by role and number: `decode-0`.
+
+    Raises ConfigError where a key or certificates can't be read.
+    """
+    taken = {record.name for role in Role for record in pool_of(config, role).engines if record.name}
+    found: list[EngineSpec] = []
+    for role in Role:
+        for record in pool_of(config, role).records:
+            name = record.name or free_name(role, taken)
+            taken.add(name)
+            found.append(spec_of(record, role, name))
+    return tuple(found)
+
+
+def free_name(role: Role, taken: Container[str]) -> str:
+    """The first of `decode-0`, `decode-1` … that is nobody's."""
+    return next(name for number in count() if (name := f"{role}-{number}") not in taken)
 
 
 @dataclass(frozen=True, slots=True)

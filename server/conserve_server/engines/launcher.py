@@ -14,7 +14,7 @@ from typing import Self
 
 from conserve_server.core.config import Config
 from conserve_server.core.errors import ConfigError, EngineStartError
-from conserve_server.engines.engine import EngineSpec
+from conserve_server.engines.engine import EngineSpec, pool_of
 from conserve_server.engines.local_engine import LocalEngine, Pace
 from conserve_server.engines.models import prepare_model
 from conserve_server.engines.pool_record import claimed, write_record
@@ -125,8 +125,9 @@ class LocalPool:
         log = run_dir / "logs" / f"{slot.name}.log"
         log.write_text(f"$ {' '.join(command.argv)}\n")
         gpus = tuple(gpu.strip() for gpu in slot.gpus.split(",")) if self._is_on_gpus else ()
+        tier = pool_of(self._config, slot.role).tier_at(slot.index)
         return LocalEngine(
-            EngineSpec(slot.name, slot.role, f"http://{HOST}:{slot.port}", gpus),
+            EngineSpec(slot.name, slot.role, f"http://{HOST}:{slot.port}", gpus, tier),
             command,
             model=self._config.model,
             log=log,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from conserve_server.core.config import Config
 from conserve_server.core.errors import ConfigError
-from conserve_server.engines.engine import EngineSpec, Role
+from conserve_server.engines.engine import EngineSpec, Role, pool_of
 
 _LOCK_TRIES = 10
 _LOCK_PAUSE_S = 0.05
@@ -89,8 +89,11 @@ def read_record(config: Config) -> tuple[EngineSpec, ...]:
             f"the engines in {run_dir.absolute()} serve {document['model']}, the configuration says "
             f"{config.model}: use the configuration that conserve up was started with"
         )
+    tiers = {role: iter(pool_of(config, role).tiers) for role in Role}
     return tuple(
-        EngineSpec(e["name"], Role(e["role"]), e["url"], tuple(e["gpus"])) for e in document["engines"]
+        EngineSpec(e["name"], role, e["url"], tuple(e["gpus"]), next(tiers[role], None))
+        for e in document["engines"]
+        for role in (Role(e["role"]),)
     )
 
 

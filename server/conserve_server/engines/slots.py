@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
 from conserve_server.core.config import Config
-from conserve_server.engines.engine import Role
+from conserve_server.engines.engine import Role, pool_of
 from conserve_server.engines.ports import hold_port
-from conserve_server.engines.vllm_command import HOST, UNBOUND, Slot, pool_of
+from conserve_server.engines.vllm_command import HOST, UNBOUND, Slot
 
 
 def engine_slots(

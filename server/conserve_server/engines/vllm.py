@@ -14,6 +14,7 @@ from conserve_server.core.errors import EngineFailed, EngineRefused
 from conserve_server.engines.connection import silent
 from conserve_server.engines.connections import Connections
 from conserve_server.engines.engine import Answer, EngineSpec, EngineStatus, PrefillAnswer
+from conserve_server.engines.reasons import why_refused
 from conserve_server.engines.vllm_metrics import read_metrics
 from conserve_server.engines.wire import read_prefill_answer
 
@@ -43,7 +44,9 @@ class VllmEngine:
 
     def __init__(self, spec: EngineSpec, *, silence_timeout_s: float) -> None:
         self._spec = spec
-        self._connections = Connections(spec.name, spec.url, silence_timeout_s=silence_timeout_s)
+        self._connections = Connections(
+            spec.name, spec.url, silence_timeout_s=silence_timeout_s, access=spec.access
+        )
 
     @property
     def spec(self) -> EngineSpec:
@@ -79,6 +82,8 @@ class VllmEngine:
             raise self._failed(
                 f"answers /v1/models with something else: {error}", "engine_protocol"
             ) from error
+        if not cards:
+            raise unhealthy(self._spec.name, "its /v1/models names no model")
         seen = read_metrics(metrics.decode(errors="replace"))
         return EngineStatus(
             models=tuple(card.id for card in cards),
@@ -94,7 +99,8 @@ class VllmEngine:
     async def _get(self, path: str) -> tuple[bytes, Mapping[str, str]]:
         async with self._connections.request("GET", path, {}) as answer:
             if answer.status != 200:
-                raise self._failed(f"answers {path} with status {answer.status}", "engine_unhealthy")
+                has_key = self._spec.access.authorization is not None
+                raise unhealthy(self._spec.name, why_refused(answer.status, path, has_key=has_key))
             return b"".join([chunk async for chunk in answer.chunks()]), answer.headers
 
     def _prefilled(self, path: str, content: bytes) -> PrefillAnswer:
@@ -122,6 +128,11 @@ class VllmEngine:
 
     def _failed(self, what: str, code: str) -> EngineFailed:
         return EngineFailed(f"engine {self._spec.name} {what}", code=code, engine=self._spec.name)
+
+
+def unhealthy(engine: str, why: str) -> EngineFailed:
+    """It answers, and not as an engine that can serve."""
+    return EngineFailed(f"engine {engine} can't serve: {why}", code="engine_unhealthy", engine=engine)
 
 
 def error_message(content: bytes) -> str:

@@ -12,9 +12,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from conserve_server.core.config import Config, PoolConfig
+from conserve_server.core.config import Config
 from conserve_server.core.errors import ConfigError
-from conserve_server.engines.engine import Role
+from conserve_server.engines.engine import Role, pool_of
 
 HOST = "127.0.0.1"
 UNBOUND = "nobind"
@@ -116,11 +116,6 @@ def emulated_command(config: Config, slot: Slot, *, python: str) -> EngineComman
         *pool_of(config, slot.role).flags,
     )
     return EngineCommand(argv, config.launcher.env)
-
-
-def pool_of(config: Config, role: Role) -> PoolConfig:
-    """The pool that holds the engines of `role`."""
-    return config.pools.prefill if role is Role.PREFILL else config.pools.decode
 
 
 def _cpu(config: Config, slot: Slot) -> Recipe:

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from opentelemetry.trace import Tracer
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from conserve_sdk.protocol import EXPOSED_HEADERS
 from conserve_server.core.clock import Clock
-from conserve_server.core.config import Config
-from conserve_server.core.errors import InvalidRequest, TurnError
+from conserve_server.core.config import Config, GatewayConfig
 from conserve_server.engines.conversation_kv import ConversationKv
 from conserve_server.engines.engine import EngineSpec
 from conserve_server.engines.vllm import VllmEngine
@@ -37,20 +32,20 @@ from conserve_server.gateway.draining import Draining
 from conserve_server.gateway.endings import Endings
 from conserve_server.gateway.energy import GatewayEnergy
 from conserve_server.gateway.engine_drains import EngineDrains
-from conserve_server.gateway.engine_profiles import engine_profiles
-from conserve_server.gateway.errors import NOSNIFF, api_of, error_document, error_headers, internal_error
+from conserve_server.gateway.engine_profiles import profile_of
+from conserve_server.gateway.error_answers import EXCEPTION_HANDLERS
 from conserve_server.gateway.hosts import AllowedHosts, RefusesOtherHosts
 from conserve_server.gateway.kv_signals import KvSignals
 from conserve_server.gateway.limits import BodyLimits, TurnLimits
 from conserve_server.gateway.live_routes import LiveRoutes
 from conserve_server.gateway.live_view import LiveView
-from conserve_server.gateway.openapi import OPENAPI_PATH, openapi_route
+from conserve_server.gateway.openapi import openapi_route
 from conserve_server.gateway.page_routes import page_routes
 from conserve_server.gateway.pass_through import PassThrough
 from conserve_server.gateway.passing_on import PassingOn
 from conserve_server.gateway.refusals import Refusals
 from conserve_server.gateway.reload import Reload
-from conserve_server.gateway.request_id import REQUEST_ID, AnswersRequestId, request_id_of
+from conserve_server.gateway.request_id import REQUEST_ID, AnswersRequestId
 from conserve_server.gateway.routes import Routes
 from conserve_server.gateway.stream_heads import StreamHeads
 from conserve_server.gateway.telling import BookErrors
@@ -64,8 +59,6 @@ from conserve_server.scheduling.policy import Policy
 from conserve_server.scheduling.scheduler import Scheduler
 from conserve_server.telemetry.metrics import GatewayMetrics
 from conserve_server.telemetry.spans import TurnTraces
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +90,7 @@ class _Core:
     refusals: Refusals
     body_memory: BodyMemory
     stream_heads: StreamHeads
+    limits: TurnLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,11 +156,7 @@ def create_app(
     return Starlette(
         lifespan=lifespan,
         middleware=_middleware(config),
-        exception_handlers={
-            TurnError: _answer_error,
-            HTTPException: _answer_http_error,
-            Exception: _answer_bug,
-        },
+        exception_handlers=EXCEPTION_HANDLERS,
     )
 
 
@@ -201,7 +191,7 @@ def _core(given: _Given, stack: ExitStack) -> _Core:
     config, gateway, clock, energy = given.config, given.config.gateway, given.clock, given.energy
     scheduler = Scheduler(
         given.policy,
-        engines=engine_profiles(config, given.specs),
+        engines=[profile_of(config, spec) for spec in given.specs],
         kv_budget_fraction=config.scheduler.budget_fraction,
         estimates=config.scheduler.estimates,
     )
@@ -224,7 +214,8 @@ def _core(given: _Given, stack: ExitStack) -> _Core:
         on_lost=energy.engine_lost,
     )
     drains = EngineDrains(cluster, coordinator, timeout_s=gateway.engine_drain_timeout_s)
-    reload = Reload(config, given.load, cluster=cluster, drains=drains, make_engine=make_engine)
+    limits = TurnLimits.from_config(gateway)
+    reload = _reload(given, cluster, drains, make_engine, limits, conversations)
     return _Core(
         coordinator,
         metrics,
@@ -236,6 +227,30 @@ def _core(given: _Given, stack: ExitStack) -> _Core:
         Refusals(metrics),
         BodyMemory(gateway.max_held_body_bytes),
         StreamHeads(clock, gateway.stream_head_after_s),
+        limits,
+    )
+
+
+def _reload(
+    given: _Given,
+    cluster: Cluster,
+    drains: EngineDrains,
+    make_engine: Callable[[EngineSpec], VllmEngine],
+    limits: TurnLimits,
+    conversations: Conversations,
+) -> Reload:
+    def on_tenants(changed: GatewayConfig) -> None:
+        limits.become(changed)
+        conversations.become(changed)
+
+    return Reload(
+        given.config,
+        given.load,
+        cluster=cluster,
+        drains=drains,
+        make_engine=make_engine,
+        tenants=given.tenants,
+        on_tenants=on_tenants,
     )
 
 
@@ -284,7 +299,7 @@ def _build(given: _Given, stack: ExitStack) -> _Parts:
 def _endpoints(given: _Given, core: _Core) -> tuple[TurnEndpoint, PassThrough]:
     """What takes requests that engines answer; both count against one limit of a tenant."""
     gateway, conversations = given.config.gateway, core.conversations
-    limits = TurnLimits.from_config(gateway)
+    limits = core.limits
     body_limits = BodyLimits(gateway.max_body_bytes, gateway.body_timeout_s)
     endpoint = TurnEndpoint(
         turns=_turns(given, core),
@@ -357,29 +372,3 @@ async def _sweep(parts: _Parts, clock: Clock, interval_s: float) -> None:
         await clock.sleep(interval_s)
         parts.conversations.expire(clock.now_s())
         parts.drains.sweep(clock.now_s())
-
-
-async def _answer_error(request: Request, error: Exception) -> Response:
-    if not isinstance(error, TurnError):
-        raise error
-    refusals: Refusals = request.app.state.refusals
-    refusals.note(error)
-    document = error_document(error, api_of(request.url.path))
-    return JSONResponse(document, error.status, error_headers(error))
-
-
-async def _answer_http_error(request: Request, error: Exception) -> Response:
-    if not isinstance(error, HTTPException):
-        raise error
-    message = (
-        f"{request.method} {request.url.path}: {error.detail}; {OPENAPI_PATH} lists what this gateway serves"
-    )
-    wrong = InvalidRequest(message, code="no_such_route", status=error.status_code)
-    return JSONResponse(error_document(wrong, api_of(request.url.path)), error.status_code, error.headers)
-
-
-async def _answer_bug(request: Request, error: Exception) -> Response:
-    request_id = request_id_of(request.scope, request.headers)
-    log.error("request %s: the gateway failed: %s", request_id, type(error).__name__)
-    document = error_document(internal_error(error), api_of(request.url.path))
-    return JSONResponse(document, 500, {REQUEST_ID: request_id, **NOSNIFF})

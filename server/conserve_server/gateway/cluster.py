@@ -41,6 +41,7 @@ class Cluster:
     ) -> None:
         self._engines = {engine.spec.name: engine for engine in engines}
         self._coordinator = coordinator
+        coordinator.why_no_decoder = self.why_no_decoder
         self._metrics = metrics
         self._on_removed = on_removed
         self._on_lost = on_lost
@@ -49,6 +50,8 @@ class Cluster:
         self._doubts: dict[str, asyncio.Event] = {name: asyncio.Event() for name in self._engines}
         self._watching: tuple[asyncio.TaskGroup, Clock, float] | None = None
         self._watches: dict[str, asyncio.Task[None]] = {}
+        self.reasons: dict[str, str] = {}
+        """Why each engine is not up, where a look has said so."""
         self.statuses: dict[str, EngineStatus] = {}
         """The last look at each engine that is up."""
         self.models: Mapping[str, EngineStatus] = {}
@@ -88,7 +91,7 @@ class Cluster:
         spec, status = self._engines[name].spec, self.statuses.get(name)
         seen = {"name": name, "role": spec.role, "url": spec.url, "up": status is not None}
         if status is None:
-            return seen
+            return seen | ({"reason": self.reasons[name]} if name in self.reasons else {})
         return seen | {
             "models": status.models,
             "running": status.running,
@@ -127,6 +130,7 @@ class Cluster:
         self._metrics.forget_engine(name, self._engines[name].spec.role)
         for each in (self._engines, self._failures, self._legs, self._doubts):
             del each[name]
+        self.reasons.pop(name, None)
         if self._on_removed is not None:
             self._on_removed(name)
 
@@ -178,6 +182,7 @@ class Cluster:
         self._failures[name] = 0
         self._doubts[name].clear()
         before = self.statuses.get(name)
+        self.reasons.pop(name, None)
         if before is None:
             log.info("engine %s is up at %s", name, engine.spec.url)
         elif before.generation != status.generation:
@@ -200,12 +205,30 @@ class Cluster:
         self._failures[name] += 1
         if name in self.statuses and self._failures[name] >= FAILED_LOOKS:
             log.warning("engine %s is down: %s", name, error)
+            self.reasons[name] = str(error)
             del self.statuses[name]
             self._list_models()
             self._lost(name)
         if name not in self.statuses:
+            self._say_why(name, error)
             self._doubts[name].clear()
             self._metrics.set_engine(name, engine.spec.role, is_up=False)
+
+    def _say_why(self, name: str, error: EngineFailed) -> None:
+        """Each new reason once: an engine that does not come up is looked at every second."""
+        if self.reasons.get(name) != (why := str(error)):
+            self.reasons[name] = why
+            log.warning("engine %s is not up, at %s: %s", name, self._engines[name].spec.url, why)
+
+    def why_no_decoder(self) -> str:
+        """Why no decode engine is up: what the first one says of itself, and how many others there are."""
+        decoders = [engine.spec for engine in self.engines_of(Role.DECODE)]
+        if not decoders:
+            return "no decode engine is listed"
+        first = decoders[0]
+        why = self.reasons.get(first.name, "it has not been looked at yet")
+        more = f" (and {len(decoders) - 1} more, see /health)" if len(decoders) > 1 else ""
+        return f"{first.name} at {first.url}: {why}{more}"
 
     def _lost(self, name: str) -> None:
         """What the engine held is gone. The scheduler is told first: it places what breaks now."""

@@ -89,11 +89,6 @@ class Conversations:
         energy: GatewayEnergy,
         errors: BookErrors,
     ) -> Conversations:
-        own = {
-            name: tenant.max_conversations
-            for name, tenant in gateway.tenants.items()
-            if tenant.max_conversations is not None
-        }
         return cls(
             coordinator,
             ConversationLog(gateway.ended_kept),
@@ -103,13 +98,17 @@ class Conversations:
             idle_timeout_s=gateway.idle_timeout_s,
             synthetic_idle_timeout_s=gateway.synthetic_idle_timeout_s,
             limit=gateway.max_conversations,
-            own_limits=own,
+            own_limits=_own_limits(gateway),
             endings=endings,
             max_waiting_turns=gateway.max_waiting_turns,
             draining=draining,
             energy=energy,
             errors=errors,
         )
+
+    def become(self, gateway: GatewayConfig) -> None:
+        """Take the tenants' own limits, as they were read anew; conversations that live go on."""
+        self._own_limits = _own_limits(gateway)
 
     # -- turns ---------------------------------------------------------------------------------
 
@@ -220,6 +219,14 @@ class Conversations:
                 retry_after_s=_RETRY_AFTER_S,
             )
         self._end_resting(tenant, oldest[0])
+
+
+def _own_limits(gateway: GatewayConfig) -> dict[str, int]:
+    return {
+        name: tenant.max_conversations
+        for name, tenant in gateway.tenants.items()
+        if tenant.max_conversations is not None
+    }
 
 
 def _oldest(resting: OrderedDict[str, float]) -> Iterator[tuple[str, float]]:

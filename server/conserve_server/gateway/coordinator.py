@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import count
 
 from conserve_server.core.clock import Clock
@@ -38,6 +38,10 @@ class _Inbox:
         return self.actions.popleft()
 
 
+def _nothing_known() -> str:
+    return "no engine is watched"
+
+
 class Coordinator:
     """One inbox a turn. Every call is synchronous up to the scheduler, so decisions never interleave."""
 
@@ -59,6 +63,8 @@ class Coordinator:
         self._inboxes: dict[int, _Inbox] = {}
         self._ids = count(1)
         self.estimate = TokenEstimate()
+        self.why_no_decoder: Callable[[], str] = _nothing_known
+        """What is said to a turn that no decode engine could take."""
 
     @property
     def open_turns(self) -> int:
@@ -186,7 +192,10 @@ class Coordinator:
 
     def _no_room(self, waited_s: float) -> NoCapacity:
         if not self.scheduler.pools.ledgers:
-            return NoCapacity(f"no decode engine came up within {waited_s:g} s", code="no_decode_engine")
+            return NoCapacity(
+                f"no decode engine came up within {waited_s:g} s: {self.why_no_decoder()}",
+                code="no_decode_engine",
+            )
         return NoCapacity(
             f"no decoder had room for this conversation within {waited_s:g} s: "
             "try again later, or end conversations that are done (DELETE /v1/conversations/{id})",

@@ -18,7 +18,7 @@ from conserve_server.energy.ledger import EnergyLedger
 from conserve_server.energy.metering import DomainMeter, Metering
 from conserve_server.energy.meters import Engines, MeterPlan, plan_meters
 from conserve_server.energy.totals import Use, Used, summed
-from conserve_server.engines.engine import EngineSpec, Role
+from conserve_server.engines.engine import EngineSpec
 from conserve_server.gateway.live_turn import LiveTurn
 from conserve_server.gateway.turn_energy import TurnEnergy
 from conserve_server.telemetry import names
@@ -51,7 +51,7 @@ class GatewayEnergy:
         self._plan = plan
         self._clock = clock
         self._roles = {spec.name: spec.role for spec in engines}
-        self._tiers = tiers_of(config, engines)
+        self._tiers = tiers_of(engines)
         self._caps_w = {e: cap_w for e, t in self._tiers.items() if (cap_w := config.tiers[t].power_cap_w)}
         self._traces: dict[TurnAccount, _Traced] = {}
 
@@ -228,7 +228,7 @@ class GatewayEnergy:
 def found_engines(config: Config, engines: Sequence[EngineSpec]) -> Engines:
     """What the meters may know of the engines."""
     gpus = {spec.name: spec.gpus for spec in engines}
-    tiers = {engine: config.tiers[tier] for engine, tier in tiers_of(config, engines).items()}
+    tiers = {engine: config.tiers[tier] for engine, tier in tiers_of(engines).items()}
     if not config.is_local:
         return Engines("listed", gpus, tiers=tiers)
     if config.launcher.engine == "emulated":
@@ -236,13 +236,9 @@ def found_engines(config: Config, engines: Sequence[EngineSpec]) -> Engines:
     return Engines("local", gpus, are_on_cpus=not any(gpus.values()), tiers=tiers)
 
 
-def tiers_of(config: Config, engines: Sequence[EngineSpec]) -> dict[str, str]:
-    """The tier of each engine that has one: the n-th engine of a role has its pool's n-th tier."""
-    found: dict[str, str] = {}
-    for role, pool in ((Role.PREFILL, config.pools.prefill), (Role.DECODE, config.pools.decode)):
-        of_role = [spec.name for spec in engines if spec.role is role]
-        found |= dict(zip(of_role, pool.tiers, strict=False))
-    return found
+def tiers_of(engines: Sequence[EngineSpec]) -> dict[str, str]:
+    """The tier of each engine that has one."""
+    return {spec.name: spec.tier for spec in engines if spec.tier is not None}
 
 
 def energy_attributes(report: EnergyReport) -> dict[str, AttributeValue]:

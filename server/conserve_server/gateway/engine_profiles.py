@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from conserve_server.core.config import Config
-from conserve_server.engines.engine import EngineSpec, Role
+from conserve_server.engines.engine import EngineSpec, Role, pool_of
 from conserve_server.scheduling.engine_state import EngineProfile
 
 
-def engine_profiles(config: Config, specs: Sequence[EngineSpec]) -> list[EngineProfile]:
-    """A profile for each engine, in the same order. The n-th engine of a role has its pool's n-th tier."""
-    seen = dict.fromkeys(Role, 0)
-    profiles = []
-    for spec in specs:
-        profiles.append(profile_at(config, spec, seen[spec.role]))
-        seen[spec.role] += 1
-    return profiles
-
-
-def profile_at(config: Config, spec: EngineSpec, index: int) -> EngineProfile:
-    """The profile of the engine at that place in its pool."""
-    pool = config.pools.prefill if spec.role is Role.PREFILL else config.pools.decode
-    tier = config.tiers[pool.tiers[index]] if index < len(pool.tiers) else None
+def profile_of(config: Config, spec: EngineSpec) -> EngineProfile:
+    """The engine's profile, by its pool and its tier."""
+    pool = pool_of(config, spec.role)
+    tier = config.tiers[spec.tier] if spec.tier is not None else None
     return EngineProfile(
         spec.name,
         takes_prefills=spec.role is Role.PREFILL or pool.has_both_roles,

@@ -31,12 +31,11 @@ class TurnLimits:
 
     @classmethod
     def from_config(cls, gateway: GatewayConfig) -> TurnLimits:
-        own = {
-            name: tenant.max_concurrent_turns
-            for name, tenant in gateway.tenants.items()
-            if tenant.max_concurrent_turns is not None
-        }
-        return cls(gateway.max_concurrent_turns, own)
+        return cls(gateway.max_concurrent_turns, _own_turns(gateway))
+
+    def become(self, gateway: GatewayConfig) -> None:
+        """Take the tenants' own limits, as they were read anew; turns that run go on."""
+        self._own = _own_turns(gateway)
 
     def turn(self, tenant: str) -> AbstractContextManager[None]:
         """Room for one turn while the block runs. Raises LimitReached (429) where there is none."""
@@ -48,6 +47,14 @@ class TurnLimits:
                 code="too_many_turns",
             )
         return _Turn(self._running, tenant)
+
+
+def _own_turns(gateway: GatewayConfig) -> dict[str, int]:
+    return {
+        name: tenant.max_concurrent_turns
+        for name, tenant in gateway.tenants.items()
+        if tenant.max_concurrent_turns is not None
+    }
 
 
 class _Turn:

@@ -87,7 +87,9 @@ class PassThrough:
             if model in status.models and self._cluster.engine(name).spec.role is Role.DECODE
         }
         if not load:
-            raise NoCapacity("no decode engine is up", code="no_decode_engine")
+            raise NoCapacity(
+                f"no decode engine is up: {self._cluster.why_no_decoder()}", code="no_decode_engine"
+            )
         return self._cluster.engine(min(load, key=lambda name: load[name]))
 
     def _storing(self, scope: Scope, tenant: str) -> tuple[Engine, str]:

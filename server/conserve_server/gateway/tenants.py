@@ -75,6 +75,22 @@ class Tenants:
             )
         return found
 
+    def changed(self, other: Tenants) -> set[str]:
+        """The tenants whose keys are others in `other`, or that only one of both has."""
+        mine, its = self._by_tenant(), other._by_tenant()
+        return {name for name in mine.keys() | its.keys() if mine.get(name) != its.get(name)}
+
+    def become(self, other: Tenants) -> None:
+        """Take the other's tenants and keys, as they were read anew."""
+        self.names, self._keys, self.has_admin = other.names, other._keys, other.has_admin
+
+    def _by_tenant(self) -> dict[str, frozenset[bytes]]:
+        named = {name: frozenset[bytes]() for name in self.names if self.needs_key}
+        for digest, caller in self._keys.items():
+            if caller.tenant in named:
+                named[caller.tenant] |= {digest}
+        return named
+
     def caller(self, authorization: str | None) -> Caller:
         """Who sent this `Authorization` header. Raises Unauthorized (401) where a key is asked for."""
         known = self._known(authorization)
