@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conserve_server.gateway.answer import AnswerGatherer
 from conserve_server.gateway.identity import Identity
 from conserve_server.gateway.recognition import Heads, Recognition
 from conserve_server.gateway.request import parse_request
@@ -280,3 +283,39 @@ def test_an_answer_with_items_of_other_kinds_goes_on_by_its_id_alone() -> None:
     run_response(recognition, "a", [said("hi")], answer)
     assert run_response(recognition, "b", [said("hi"), *answer, said("more")], output("x")) == "b"
     assert recognition.recognise(*response("c", previous_response_id="resp_a"))[0].conversation_id == "a"
+
+
+class Unreadable(dict[str, msgspec.Raw]):
+    """Fields in whose messages a fault of the reader lies."""
+
+    def __getitem__(self, name: str) -> msgspec.Raw:
+        raise RecursionError(name)
+
+
+def test_a_history_that_cannot_be_read_is_no_fault_of_the_turn() -> None:
+    noted: list[Exception] = []
+    recognition = Recognition(10, noted.append)
+    request = parse_request("/v1/chat/completions", b'{"model":"m","messages":[]}')
+    request = replace(request, fields=Unreadable(request.fields))
+    identity = Identity(conversation_id="a", tenant="t", model="m", is_synthetic=True)
+    found, watch = recognition.recognise(identity, request)
+    assert found == identity
+    assert watch is not None
+    assert not recognition.settle(found, watch, is_completed=True)
+    assert [type(error) for error in noted] == [RecursionError]
+
+
+class Unsteady(AnswerGatherer):
+    """One in which a fault lies."""
+
+    def _read_document(self, _body: bytes) -> None:
+        raise RecursionError("too deep")
+
+
+def test_an_answer_that_cannot_be_gathered_is_no_fault_of_the_turn() -> None:
+    noted: list[Exception] = []
+    gatherer = Unsteady(noted.append)
+    gatherer.read_document(b'{"choices":[{"message":{"role":"assistant","content":"yes"}}]}')
+    gatherer.read_events([b'data: {"choices":[{"index":0,"delta":{"content":"no"}}]}'])
+    assert gatherer.canonical() is None
+    assert [type(error) for error in noted] == [RecursionError]

@@ -5,7 +5,7 @@ Only for conversations that no client named: all others' answers go through unre
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -92,10 +92,20 @@ class _Call:
     no_arguments: str = ""
 
 
-class AnswerGatherer:
-    """One answer's first choice. `response_id` is the answer's own id in the Responses API."""
+def raise_error(error: Exception) -> None:
+    """What becomes of an error that nobody asked to hear of."""
+    raise error
 
-    def __init__(self) -> None:
+
+class AnswerGatherer:
+    """One answer's first choice. `response_id` is the answer's own id in the Responses API.
+
+    `on_error` hears of an answer that could not be gathered because of a fault in here: it goes to
+    its client all the same, and nothing will be recognised by it.
+    """
+
+    def __init__(self, on_error: Callable[[Exception], None] = raise_error) -> None:
+        self._on_error = on_error
         self.response_id: str | None = None
         self._message: bytes | None = None
         self._text: list[str] = []
@@ -117,6 +127,25 @@ class AnswerGatherer:
     def read_document(self, body: bytes) -> None:
         """Take in an answer that was not streamed."""
         try:
+            self._read_document(body)
+        except Exception as error:  # noqa: BLE001 - whoever counts it is told
+            self._give_up(error)
+
+    def read_events(self, events: Sequence[bytes]) -> None:
+        """Take in whole server-sent events."""
+        try:
+            for event in events:
+                if self._chars <= MAX_ANSWER_CHARS:
+                    self._read_event(data_of(event))
+        except Exception as error:  # noqa: BLE001 - as above
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._message, self._chars = None, MAX_ANSWER_CHARS + 1
+        self._on_error(error)
+
+    def _read_document(self, body: bytes) -> None:
+        try:
             found = msgspec.json.decode(body, type=_Document)
         except UNREADABLE:
             return
@@ -127,12 +156,6 @@ class AnswerGatherer:
             self._message = canonical_message(body)
         if found.choices and found.choices[0].message and len(body) <= MAX_ANSWER_CHARS:
             self._message = canonical_message(found.choices[0].message)
-
-    def read_events(self, events: Sequence[bytes]) -> None:
-        """Take in whole server-sent events."""
-        for event in events:
-            if self._chars <= MAX_ANSWER_CHARS:
-                self._read_event(data_of(event))
 
     def _read_event(self, document: bytes) -> None:
         try:

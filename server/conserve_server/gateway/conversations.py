@@ -92,7 +92,7 @@ class Conversations:
         return cls(
             coordinator,
             ConversationLog(gateway.ended_kept),
-            Recognition(gateway.recognised_kept),
+            Recognition(gateway.recognised_kept, lambda error: errors.note("recognition", "reads", error)),
             signals,
             StoredResponses(gateway.responses_kept),
             idle_timeout_s=gateway.idle_timeout_s,

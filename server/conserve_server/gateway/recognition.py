@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import secrets
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from conserve_server.engines.wire import Api
-from conserve_server.gateway.answer import AnswerGatherer
+from conserve_server.gateway.answer import AnswerGatherer, raise_error
 from conserve_server.gateway.history import History, read_history, read_items, response_boundary
 from conserve_server.gateway.identity import Identity, read_previous_response
 from conserve_server.gateway.json_text import has_more_items
@@ -78,10 +79,15 @@ class Watch:
 
 
 class Recognition:
-    """The heads of all tenants and models."""
+    """The heads of all tenants and models.
 
-    def __init__(self, kept: int) -> None:
+    `on_error` hears of a history or answer that could not be read because of a fault in here: the turn is
+    served all the same, and nothing will be recognised by it.
+    """
+
+    def __init__(self, kept: int, on_error: Callable[[Exception], None] = raise_error) -> None:
         self._kept = kept
+        self._on_error = on_error
         self._heads: dict[tuple[str, str], Heads] = {}
         # Nobody outside can make two histories collide on purpose.
         self._seed = secrets.randbits(64)
@@ -97,17 +103,27 @@ class Recognition:
             return identity, None
         previous = read_previous_response(request.fields)
         if previous is None:
-            history = self._history(request)
-            watch, boundaries = Watch(history), history.boundaries[::-1] if history is not None else []
+            history = self._read_history(request)
+            watch, boundaries = self._watch(history), history.boundaries[::-1] if history is not None else []
         else:
             boundaries = [response_boundary(previous, self._seed)]
-            watch = Watch(None, taken=tuple(boundaries))
+            watch = self._watch(None, taken=tuple(boundaries))
         heads = self._heads.get((identity.tenant, identity.model))
         for boundary in boundaries if heads is not None else ():
             if heads is not None and (found := heads.take(boundary)) is not None:
                 conversation_id, watch.taken = found
                 return replace(identity, conversation_id=conversation_id), watch
         return identity, watch
+
+    def _watch(self, history: History | None, taken: tuple[int, ...] = ()) -> Watch:
+        return Watch(history, taken, AnswerGatherer(self._on_error))
+
+    def _read_history(self, request: TurnRequest) -> History | None:
+        try:
+            return self._history(request)
+        except Exception as error:  # noqa: BLE001 - whoever counts it is told
+            self._on_error(error)
+            return None
 
     def _history(self, request: TurnRequest) -> History | None:
         """What a request repeats of its conversation; None where it is nothing, or too much to look at."""
