@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import signal
 import socket
-import sys
-from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
@@ -24,45 +18,23 @@ from conserve_server.core.clock import SystemClock
 from conserve_server.core.errors import ConserveError
 from conserve_server.engines.emulated import (
     EmulatedConfig,
-    EmulatedEngineServer,
     Fault,
     create_emulated_engine,
 )
 from conserve_server.engines.engine import Role
-from conserve_server.telemetry.spans_file import Span, read_spans
+from tests.cli.serving import (
+    MODEL,
+    NOBODY,
+    engine,
+    listed,
+    local,
+    ready,
+    serving,
+    turn,
+    write_config,
+)
 from tests.gateway.conftest import serve_app
 from tests.processes import LIMIT_S, eventually, is_running
-
-MODEL = "tiny"
-NOBODY = "http://127.0.0.1:9"
-
-
-def write_config(folder: Path, text: str) -> Path:
-    path = folder / "conserve.toml"
-    path.write_text(text)
-    return path
-
-
-def listed(folder: Path, *decode: str, gateway: str = "") -> Path:
-    """A configuration over running engines."""
-    return write_config(folder, f"[pools.decode]\nengines = {json.dumps(decode)}\n[gateway]\n{gateway}")
-
-
-def local(folder: Path) -> Path:
-    return write_config(
-        folder,
-        f"""
-model = "{MODEL}"
-[pools.prefill]
-count = 1
-[pools.decode]
-count = 1
-[launcher]
-engine = "emulated"
-run_dir = "{folder}/run"
-""",
-    )
-
 
 # -- what it refuses ---------------------------------------------------------------------
 
@@ -122,71 +94,6 @@ def test_every_address_of_a_name_gets_the_same_port() -> None:
 
 
 # -- a process of its own ----------------------------------------------------------------
-
-
-@dataclass
-class Gateway:
-    """A running `conserve serve`."""
-
-    process: asyncio.subprocess.Process
-    url: str
-    announced: str
-    traces: Path
-
-    async def stop(self, number: signal.Signals) -> str:
-        """Send the signal and wait for the end; what it said on standard error."""
-        self.process.send_signal(number)
-        return await self.ended()
-
-    async def ended(self) -> str:
-        async with asyncio.timeout(LIMIT_S):
-            _, errors = await self.process.communicate()
-        return errors.decode()
-
-    @property
-    def spans(self) -> list[Span]:
-        return list(read_spans(self.traces))
-
-
-@asynccontextmanager
-async def serving(config: Path, *arguments: str) -> AsyncIterator[Gateway]:
-    """`conserve serve` on a free port, once it has said where; killed if the test leaves it running."""
-    traces = config.parent / "traces"
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "conserve_server.cli.main", "serve", str(config), "--port", "0", *arguments),
-        stdout=PIPE,
-        stderr=PIPE,
-        env={"CONSERVE_TRACE_DIR": str(traces), "PATH": ""},
-    )
-    try:
-        assert process.stdout is not None
-        async with asyncio.timeout(LIMIT_S):
-            announced = (await process.stdout.readuntil(b"traces")).decode()
-        found = re.search(r"http://[\d.:]+", announced)
-        assert found is not None
-        yield Gateway(process, found.group(), announced, traces)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.communicate()
-
-
-@asynccontextmanager
-async def engine(*faults: Fault) -> AsyncIterator[EmulatedEngineServer]:
-    config = EmulatedConfig(model=MODEL, name="decode-0", role=Role.DECODE, faults=faults)
-    async with EmulatedEngineServer(config) as server:
-        yield server
-
-
-def turn(**fields: object) -> dict[str, object]:
-    return {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8, **fields}
-
-
-async def ready(client: httpx2.AsyncClient, engines: int = 1) -> None:
-    """Until so many engines are up."""
-    async with asyncio.timeout(LIMIT_S):
-        while sum(e["up"] for e in (await client.get("/health")).json()["engines"]) < engines:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
 
 
 @pytest.mark.slow
@@ -324,6 +231,43 @@ async def test_engines_that_it_started_stop_with_it(
     assert "Traceback" not in errors
     assert len(pids) == 2
     await eventually(lambda: not any(map(is_running, pids)), "the engines to end")
+
+
+LOSES_A_LOOP = """
+import asyncio, signal, sys
+from conserve_server.cli.main import main
+
+def lose(_number, _frame):
+    (task,) = [task for task in asyncio.all_tasks() if task.get_name() == "expiry"]
+    task.cancel()
+
+signal.signal(signal.SIGUSR1, lose)
+sys.exit(main(sys.argv[1:]))
+"""
+"""`conserve serve` in which a loop of the gateway ends on SIGUSR1, which none ever should."""
+
+
+@pytest.mark.slow
+async def test_a_gateway_whose_background_work_has_ended_ends_with_status_1_and_says_why(
+    tmp_path: Path,
+) -> None:
+    async with engine(Fault("hang", after_tokens=2)) as hangs:
+        program = ("-c", LOSES_A_LOOP)
+        async with (
+            serving(listed(tmp_path, hangs.url), program=program) as gateway,
+            httpx2.AsyncClient(base_url=gateway.url, timeout=LIMIT_S) as client,
+        ):
+            await ready(client)
+            async with client.stream("POST", "/v1/chat/completions", json=turn(stream=True)) as response:
+                lines = response.aiter_lines()
+                await anext(lines)
+                gateway.process.send_signal(signal.SIGUSR1)
+                rest = [line async for line in lines if line]
+            errors = await gateway.ended()
+    assert gateway.process.returncode == 1
+    assert "a loop has ended: expiry: the gateway ends" in errors
+    assert json.loads(rest[-1].removeprefix("data: "))["error"]["code"] == "gateway_stopped"
+    assert [span.name for span in gateway.spans if span.name == "conserve.turn"]
 
 
 @pytest.mark.slow

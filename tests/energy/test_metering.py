@@ -85,6 +85,7 @@ async def running(*names: str, idle_w: float | None = None, **config: object) ->
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+        await bench.metering.close()
         assert bench.meter.is_closed
 
 
@@ -210,6 +211,7 @@ async def test_silence_of_a_meter_is_told_for_each_of_its_devices(monkeypatch: p
     meter.let_go.set()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+    await metering.close()
 
 
 async def test_a_meter_that_raises_costs_a_reading_and_no_more(caplog: pytest.LogCaptureFixture) -> None:
@@ -231,18 +233,88 @@ async def test_a_meter_that_raises_costs_a_reading_and_no_more(caplog: pytest.Lo
     await sampler.stop()
 
 
-async def test_a_fault_in_the_books_stops_neither_the_task_nor_the_next_interval(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+async def test_a_fault_in_the_books_is_raised_and_the_next_run_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    bench = Bench(Scripted("0"))
+    settle = bench.ledger.settle
+
+    def fail(now_s: float) -> None:
+        monkeypatch.setattr(bench.ledger, "settle", settle)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(bench.ledger, "settle", fail)
+    first = asyncio.create_task(bench.metering.run())
+    await bench.clock.advance(0.0)
+    await bench.second(**{"0": 100.0})
+    with pytest.raises(ZeroDivisionError):
+        await first
+    again = asyncio.create_task(bench.metering.run())
+    await bench.clock.advance(0.0)
+    await bench.second(**{"0": 250.0})
+    assert bench.totals == (2, 250.0, 0)
+    again.cancel()
+    await bench.metering.close()
+    assert bench.meter.is_closed
+
+
+class Raising(Scripted):
+    """A meter that is read in the event loop and breaks its promise not to raise, also at its end."""
+
+    def read(self, now_s: float) -> Sequence[Reading]:
+        raise KeyError("gpu", now_s)
+
+    def close(self) -> None:
+        super().close()
+        raise OSError("no such device")
+
+
+async def test_a_meter_that_raises_is_silent_and_the_other_meters_are_read_and_closed() -> None:
+    broken, well = Raising("0"), Scripted("1")
+    ledger = EnergyLedger({"a": ("decode-0",), "b": ("decode-1",)}, 100.0)
+    domains = (
+        DomainPlan("a", ("decode-0",), tuple(broken.devices)),
+        DomainPlan("b", ("decode-1",), tuple(well.devices)),
+    )
+    clock = VirtualClock(100.0)
+    metering = Metering(MeterPlan((broken, well), domains), ledger, clock, EnergyConfig())
+    task = asyncio.create_task(metering.run())
+    await clock.advance(0.0)
+    well.energy["1"] = 100.0
+    await clock.advance(1.0)
+    assert ledger.domains["b"].totals.metered_j == 100.0
+    assert metering.domains[0].problems == ["0: its meter failed: KeyError"]
+    assert not task.done()
+    task.cancel()
+    await metering.close()
+    assert (broken.is_closed, well.is_closed) == (True, True)
+
+
+async def test_a_fault_in_one_domains_books_costs_the_other_domain_nothing() -> None:
+    meter = Scripted("0", "1")
+    ledger = EnergyLedger({"a": ("decode-0",), "b": ("decode-1",)}, 100.0)
+    domains = tuple(
+        DomainPlan(name, (engine,), (device,))
+        for name, engine, device in zip("ab", ("decode-0", "decode-1"), meter.devices, strict=True)
+    )
+    clock = VirtualClock(100.0)
+    metering = Metering(MeterPlan((meter,), domains), ledger, clock, EnergyConfig())
+    task = asyncio.create_task(metering.run())
+    await clock.advance(0.0)
+    del ledger.domains["a"]
+    meter.energy |= {"0": 100.0, "1": 100.0}
+    await clock.advance(1.0)
+    assert ledger.domains["b"].totals.metered_j == 100.0
+    with pytest.raises(ExceptionGroup, match="was not attributed"):
+        await task
+    await metering.close()
+
+
+@pytest.mark.parametrize("energy", [float("nan"), float("inf"), float("-inf")])
+async def test_a_counter_that_is_no_number_is_no_reading(energy: float) -> None:
     async with running("0") as bench:
-        settle = bench.ledger.settle
-
-        def fail(now_s: float) -> None:
-            monkeypatch.setattr(bench.ledger, "settle", settle)
-            raise ZeroDivisionError
-
-        monkeypatch.setattr(bench.ledger, "settle", fail)
         await bench.second(**{"0": 100.0})
-        await bench.second(**{"0": 250.0})
-        assert bench.totals == (2, 250.0, 0)
-    assert "was not attributed" in caplog.text
+        await bench.second(**{"0": energy})
+        assert bench.metering.domains[0].problems == [f"0: its counter says {energy}"]
+        await bench.second(**{"0": 130.0})
+        assert bench.totals == (2, 130.0, 0)

@@ -20,7 +20,8 @@ from conserve_server.engines.engine import EngineSpec, listed_engines
 from conserve_server.engines.vllm import VllmEngine
 
 METRICS = (
-    b'vllm:cache_config_info{block_size="32",num_gpu_blocks="100"} 1.0\nprocess_start_time_seconds 1.0\n'
+    b"vllm:num_requests_running 0\nvllm:num_requests_waiting 0\nvllm:kv_cache_usage_perc 0\n"
+    b'vllm:cache_config_info{block_size="32",num_gpu_blocks="100"} 1\nprocess_start_time_seconds 1\n'
 )
 MODELS = b'{"data":[{"id":"m"}]}'
 KEY = "the-engines-key"

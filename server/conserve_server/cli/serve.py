@@ -16,9 +16,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    import uvicorn
     from starlette.applications import Starlette
 
+    from conserve_server.cli.gateway_server import GatewayServer
     from conserve_server.core.config import Config
     from conserve_server.engines.engine import EngineSpec
     from conserve_server.gateway.draining import Draining
@@ -57,6 +57,8 @@ def _port(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM (0) or SIGINT (130); running turns are drained, unless it is sent twice.
+
+    A gateway whose background work has ended is of no more use: then the status is 1.
 
     All that can be wrong with the configuration, the port and the traces is found before the
     first engine starts.
@@ -141,7 +143,7 @@ async def _run_gateway(
     _announce(config, engines, traces, sockets)
     with _stop_signals() as seen, _reloads_on_hangup(app), _patient_collector():
         await server.serve(sockets=list(sockets))
-    if not server.started:
+    if not server.started or server.has_failed:
         return 1
     return 128 + signal.SIGINT if signal.SIGINT in seen else 0
 
@@ -202,7 +204,7 @@ def _reloads_on_hangup(app: Starlette) -> Iterator[None]:
         loop.remove_signal_handler(signal.SIGHUP)
 
 
-def _server(config: Config, app: Starlette, draining: Draining) -> uvicorn.Server:
+def _server(config: Config, app: Starlette, draining: Draining) -> GatewayServer:
     import uvicorn
 
     from conserve_server.cli.gateway_server import CUT_S, GatewayServer
@@ -217,7 +219,9 @@ def _server(config: Config, app: Starlette, draining: Draining) -> uvicorn.Serve
         timeout_graceful_shutdown=CUT_S,
         timeout_keep_alive=KEEP_ALIVE_S,
     )
-    server = GatewayServer(settings, draining, drain_timeout_s=config.gateway.drain_timeout_s)
+    server = GatewayServer(
+        settings, draining, drain_timeout_s=config.gateway.drain_timeout_s, problem=app.state.problem
+    )
     app.state.is_stopping = lambda: draining.has_begun
     logging.getLogger("uvicorn.error").addFilter(_is_a_bug)
     return server

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -50,6 +51,9 @@ class DeviceCounter:
         self.problem = reading.error
         if reading.energy_j is None:
             self.problem = reading.error or "it could not be read"
+            return
+        if not math.isfinite(reading.energy_j):
+            self.problem = f"its counter says {reading.energy_j}"
             return
         before, self._last = self._last, (reading.time_s, reading.energy_j)
         if before is None:

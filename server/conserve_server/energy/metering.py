@@ -54,7 +54,7 @@ class DomainMeter:
 
 
 class Metering:
-    """The background task of the meters. Everything it learns is in the ledger."""
+    """Reads the meters: `run` in the background, then `close`. Everything it learns is in the ledger."""
 
     def __init__(self, plan: MeterPlan, ledger: EnergyLedger, clock: Clock, config: EnergyConfig) -> None:
         now_s = clock.now_s()
@@ -65,39 +65,53 @@ class Metering:
         self._window_s = config.window_s
         self._counters = {c.device.name: c for domain in self.domains for c in domain.counters}
         self._samplers: dict[Meter, Sampler] = {}
+        self._has_begun = False
 
     async def run(self) -> None:
-        """Read for ever; every meter is closed at the end."""
-        try:
-            for meter in self.plan.meters:
-                if meter.can_block:
-                    self._samplers[meter] = Sampler(meter, self._clock.now_s)
+        """Read for ever. A fault in the books is raised, and costs an interval: run it again then."""
+        if not self._has_begun:
             await self._begin()
-            while True:
-                await self._clock.sleep(self._window_s)
-                await self._try_tick()
-        finally:
-            await self._end()
+        while True:
+            await self._clock.sleep(self._window_s)
+            await self.tick()
+
+    async def close(self) -> None:
+        """A last look, so that the last turns are charged; then every meter is closed. Never raises."""
+        if self._has_begun:
+            await self._last_look()
+        for meter in self.plan.meters:
+            try:
+                await self._close_meter(meter)
+            except Exception:
+                log.exception("an energy meter could not be closed")
 
     async def tick(self) -> None:
-        """One look at every device; the intervals that end with it."""
+        """One look at every device; the intervals that end with it.
+
+        A fault in one domain's books is raised once all the others are done.
+        """
         await self._look()
         now_s = self._clock.now_s()
+        faults: list[Exception] = []
         for domain in self.domains:
-            if domain.has_moved:
-                self._take(domain, now_s)
-            elif now_s - domain.since_s >= (SILENT_S if domain.problems else STILL_S):
-                self._give_up(domain, now_s)
+            try:
+                self._end_interval(domain, now_s)
+            except Exception as fault:  # noqa: BLE001 - raised below
+                faults.append(fault)
         self._ledger.settle(now_s)
+        if faults:
+            raise ExceptionGroup("an interval of the energy meters was not attributed", faults)
 
-    async def _try_tick(self) -> None:
-        """A fault in the books must not stop the gateway, whose task this is: it is logged."""
-        try:
-            await self.tick()
-        except Exception:
-            log.exception("an interval of the energy meters was not attributed")
+    def _end_interval(self, domain: DomainMeter, now_s: float) -> None:
+        if domain.has_moved:
+            self._take(domain, now_s)
+        elif now_s - domain.since_s >= (SILENT_S if domain.problems else STILL_S):
+            self._give_up(domain, now_s)
 
     async def _begin(self) -> None:
+        for meter in self.plan.meters:
+            if meter.can_block and meter not in self._samplers:
+                self._samplers[meter] = Sampler(meter, self._clock.now_s)
         await self._look()
         now_s = self._clock.now_s()
         for domain in self.domains:
@@ -105,6 +119,7 @@ class Metering:
                 counter.take()
             domain.since_s = now_s
             self._ledger.begin(domain.plan.name, now_s)
+        self._has_begun = True
 
     def _take(self, domain: DomainMeter, now_s: float) -> None:
         drawn = [(counter, counter.take()) for counter in domain.counters]
@@ -140,26 +155,38 @@ class Metering:
     async def _read(self, meter: Meter) -> Sequence[Reading]:
         sampler = self._samplers.get(meter)
         if sampler is None:
-            return meter.read(self._clock.now_s())
+            return self._read_here(meter)
         found = await sampler.read(READ_TIMEOUT_S)
         if found:
             return found
         now_s = self._clock.now_s()
         return [Reading(d.name, now_s, None, "its meter does not answer") for d in meter.devices]
 
-    async def _end(self) -> None:
-        """A last look, so that the last turns are charged; then every meter is closed."""
+    def _read_here(self, meter: Meter) -> Sequence[Reading]:
+        """What the meter says; one that breaks its promise not to raise is silent, and no more."""
+        now_s = self._clock.now_s()
+        try:
+            return meter.read(now_s)
+        except Exception as error:
+            log.exception("an energy meter failed")
+            problem = f"its meter failed: {type(error).__name__}"
+            return [Reading(device.name, now_s, None, problem) for device in meter.devices]
+
+    async def _last_look(self) -> None:
         try:
             async with asyncio.timeout(_LAST_LOOK_S):
                 await self.tick()
         except TimeoutError:
             log.warning("the meters did not answer in time: the last interval is lost")
-        for meter in self.plan.meters:
-            sampler = self._samplers.get(meter)
-            if sampler is None:
-                meter.close()
-            else:
-                await sampler.stop()
+        except Exception:
+            log.exception("the last interval is lost")
+
+    async def _close_meter(self, meter: Meter) -> None:
+        sampler = self._samplers.get(meter)
+        if sampler is None:
+            meter.close()
+        else:
+            await sampler.stop()
 
 
 def _domain(plan: DomainPlan, config: EnergyConfig, now_s: float) -> DomainMeter:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 
 from conserve_server.core.errors import EngineFailed
 from conserve_server.engines.connection import silent
 from conserve_server.engines.connections import Connections
+from conserve_server.engines.document import decoded, read_whole
 from conserve_server.engines.engine import EngineSpec
+from conserve_server.engines.vllm_metrics import MAX_COUNT
 
 T = TypeVar("T")
 
 CALL_TIMEOUT_S: Final = 15.0
 """Longer than the engine's own: it answers between two of its steps."""
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
 
 
 class Capabilities(msgspec.Struct, frozen=True):
@@ -25,22 +29,22 @@ class Capabilities(msgspec.Struct, frozen=True):
 
     api_version: int
     calls: tuple[str, ...]
-    block_size: int
-    blocks: int
+    block_size: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+    blocks: Count
 
 
 class Resident(msgspec.Struct, frozen=True):
     """Tokens cached by conversation, as far as they changed since a cursor; 0: nothing any more."""
 
-    cursor: int
+    cursor: Count
     is_full: bool
-    tokens: dict[str, int]
+    tokens: dict[str, Count]
 
 
 class Fetched(msgspec.Struct, frozen=True):
     """Tokens on the device now, by conversation: of those that were brought back."""
 
-    tokens: dict[str, int]
+    tokens: dict[str, Count]
 
 
 class _Refusal(msgspec.Struct):
@@ -122,15 +126,15 @@ class ConversationKv:
                 asyncio.timeout(CALL_TIMEOUT_S),
                 self._connections.request(method, f"/v1/conserve/{call}", headers, body) as answer,
             ):
-                return answer.status, b"".join([chunk async for chunk in answer.chunks()])
+                return answer.status, await read_whole(answer, self.spec.name)
         except TimeoutError as error:
             raise silent(self.spec.name) from error
 
 
 def _reason(status: int, body: bytes) -> str:
     try:
-        found = msgspec.json.decode(body, type=_RefusalBody).error
-    except msgspec.MsgspecError:
+        found = decoded(body, _RefusalBody).error
+    except ValueError:
         found = None
     if found is not None and found.message and status == 501:
         return found.message
@@ -139,8 +143,8 @@ def _reason(status: int, body: bytes) -> str:
 
 def _decode(spec: EngineSpec, body: bytes, kind: type[T]) -> T:
     try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.MsgspecError as error:
+        return decoded(body, kind)
+    except ValueError as error:
         raise _failed(spec, f"answers with something else: {error}") from error
 
 

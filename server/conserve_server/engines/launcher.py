@@ -180,5 +180,10 @@ class LocalPool:
 
     def _write_record(self) -> None:
         """Once all are ready, and again when one is ready after a restart."""
-        if all(engine.ready.is_set() for engine in self._engines):
+        if not all(engine.ready.is_set() for engine in self._engines):
+            return
+        try:
             write_record(self._config, self.specs, self.pids)
+        except OSError as error:  # A full disk is no reason to stop an engine
+            detail = f"{error}; `conserve serve` may not find these engines"
+            self._report(Progress("record", "failed", 0.0, detail))

@@ -73,6 +73,8 @@ class LocalEngine:
                     died, up_s = error, 0.0
                     if restarts == 0:
                         return error
+                except Exception as error:  # noqa: BLE001 - the engine was stopped: it is started again
+                    died, up_s = self._error(f"could not be kept: {type(error).__name__}: {error}"), 0.0
                 restarts = 0 if up_s >= STEADY_S else restarts
                 if restarts >= self._config.max_restarts:
                     self._say("failed", f"not started again after {restarts} restarts")
@@ -125,7 +127,7 @@ class LocalEngine:
                 document = await models.json(content_type=None)
         except (aiohttp.ClientError, TimeoutError, ValueError):
             return False
-        return self._model in [model.get("id") for model in document.get("data", ())]
+        return self._model in _model_ids(document)
 
     def _death(self, process: EngineProcess) -> EngineStartError:
         return self._error(f"ended with exit code {process.exit_code}")
@@ -138,3 +140,9 @@ class LocalEngine:
 
     def _say(self, state: State, detail: str) -> None:
         self._report(Progress(self.spec.name, state, time.monotonic() - self._since_s, detail))
+
+
+def _model_ids(document: object) -> list[object]:
+    """The models of an answer to `/v1/models`; none where it is something else."""
+    models = document.get("data") if isinstance(document, dict) else None
+    return [m.get("id") for m in models if isinstance(m, dict)] if isinstance(models, list) else []

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import NoReturn
+from typing import Annotated, NoReturn, TypeVar
 
 import msgspec
 
@@ -13,21 +13,24 @@ from conserve_sdk.protocol import RECEIPT_EMULATED
 from conserve_server.core.errors import EngineFailed, EngineRefused
 from conserve_server.engines.connection import silent
 from conserve_server.engines.connections import Connections
+from conserve_server.engines.document import MAX_LOOK_BYTES, decoded, read_whole
 from conserve_server.engines.engine import Answer, EngineSpec, EngineStatus, PrefillAnswer
 from conserve_server.engines.reasons import why_refused
-from conserve_server.engines.vllm_metrics import read_metrics
+from conserve_server.engines.vllm_metrics import MAX_COUNT, read_metrics
 from conserve_server.engines.wire import read_prefill_answer
+
+T = TypeVar("T")
 
 LOOK_TIMEOUT_S = 5.0
 
 
 class _ModelCard(msgspec.Struct):
-    id: str
-    max_model_len: int | None = None
+    id: Annotated[str, msgspec.Meta(min_length=1, max_length=1_024)]
+    max_model_len: Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)] | None = None
 
 
 class _Models(msgspec.Struct):
-    data: list[_ModelCard]
+    data: Annotated[list[_ModelCard], msgspec.Meta(max_length=10_000)]
 
 
 class _ErrorText(msgspec.Struct):
@@ -42,8 +45,11 @@ class _ErrorBody(msgspec.Struct):
 class VllmEngine:
     """One engine behind a URL, and the connections to it."""
 
-    def __init__(self, spec: EngineSpec, *, silence_timeout_s: float) -> None:
+    def __init__(
+        self, spec: EngineSpec, *, silence_timeout_s: float, look_timeout_s: float = LOOK_TIMEOUT_S
+    ) -> None:
         self._spec = spec
+        self._look_timeout_s = look_timeout_s
         self._connections = Connections(
             spec.name, spec.url, silence_timeout_s=silence_timeout_s, access=spec.access
         )
@@ -54,7 +60,7 @@ class VllmEngine:
 
     async def prefill(self, path: str, body: bytes, headers: Mapping[str, str]) -> PrefillAnswer:
         async with self.send(path, body, headers) as answer:
-            content = b"".join([chunk async for chunk in answer.chunks()])
+            content = await read_whole(answer, self._spec.name)
             if answer.status >= 400:
                 self._refused(answer.status, content)
         return self._prefilled(path, content)
@@ -70,21 +76,16 @@ class VllmEngine:
 
     async def look(self) -> EngineStatus:
         try:
-            async with asyncio.timeout(LOOK_TIMEOUT_S):
+            async with asyncio.timeout(self._look_timeout_s):
                 await self._get("/health")
                 models, _ = await self._get("/v1/models")
                 metrics, headers = await self._get("/metrics")
         except TimeoutError as error:
             raise silent(self._spec.name) from error
-        try:
-            cards = msgspec.json.decode(models, type=_Models).data
-        except msgspec.MsgspecError as error:
-            raise self._failed(
-                f"answers /v1/models with something else: {error}", "engine_protocol"
-            ) from error
+        cards = self._read("/v1/models", lambda: decoded(models, _Models).data)
         if not cards:
             raise unhealthy(self._spec.name, "its /v1/models names no model")
-        seen = read_metrics(metrics.decode(errors="replace"))
+        seen = self._read("/metrics", lambda: read_metrics(metrics.decode()))
         return EngineStatus(
             models=tuple(card.id for card in cards),
             generation=seen.generation,
@@ -101,12 +102,19 @@ class VllmEngine:
             if answer.status != 200:
                 has_key = self._spec.access.authorization is not None
                 raise unhealthy(self._spec.name, why_refused(answer.status, path, has_key=has_key))
-            return b"".join([chunk async for chunk in answer.chunks()]), answer.headers
+            return await read_whole(answer, self._spec.name, MAX_LOOK_BYTES), answer.headers
+
+    def _read(self, path: str, read: Callable[[], T]) -> T:
+        """What `read` makes of a page; a page that is none is this engine's failure."""
+        try:
+            return read()
+        except ValueError as error:
+            raise self._failed(f"answers {path} with something else: {error}", "engine_protocol") from error
 
     def _prefilled(self, path: str, content: bytes) -> PrefillAnswer:
         try:
             params, usage = read_prefill_answer(path, content)
-        except msgspec.MsgspecError as error:
+        except (ValueError, RecursionError) as error:
             raise self._failed(
                 f"answered the prefill leg with something else: {error}", "engine_protocol"
             ) from error
@@ -138,7 +146,7 @@ def unhealthy(engine: str, why: str) -> EngineFailed:
 def error_message(content: bytes) -> str:
     """The message of an OpenAI-shaped error body, or the body's beginning where it has another shape."""
     try:
-        body = msgspec.json.decode(content, type=_ErrorBody)
-    except msgspec.MsgspecError:
+        body = decoded(content, _ErrorBody)
+    except ValueError:
         return content[:300].decode(errors="replace")
     return body.error.message if body.error is not None else body.message

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from opentelemetry.trace import Tracer
 from starlette.applications import Starlette
@@ -21,6 +21,7 @@ from conserve_server.engines.engine import EngineSpec
 from conserve_server.engines.vllm import VllmEngine
 from conserve_server.engines.wire import API_OF
 from conserve_server.gateway.admin_routes import AdminRoutes
+from conserve_server.gateway.background import Background
 from conserve_server.gateway.body import BodyMemory
 from conserve_server.gateway.bookkeepers import bookkeepers
 from conserve_server.gateway.cluster import Cluster
@@ -74,6 +75,7 @@ class _Given:
     load: Callable[[], Config] | None
     draining: Draining
     energy: GatewayEnergy
+    background: Background
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,7 @@ class _Parts:
     reload: Reload
     energy: GatewayEnergy
     stream_heads: StreamHeads
+    metrics: GatewayMetrics
 
 
 def create_app(
@@ -121,13 +124,14 @@ def create_app(
     """The gateway over these engines. Its parts live as long as the application's lifespan.
 
     `load` reads the configuration again, for a reload; `draining` is how its server tells it to
-    stop. While it runs, `app.state.reload()` applies a changed configuration.
+    stop. While it runs, `app.state.reload()` applies a changed configuration, and `app.state.problem()`
+    says why it can't go on, or None.
     Raises ConfigError where the tenants' keys can't be used.
     """
     tenants = Tenants.from_config(config.gateway)
     energy = GatewayEnergy.from_config(config, engines, clock)
-    stopping = draining or Draining()
-    given = _Given(config, engines, policy, clock, tracer, tenants, load, stopping, energy)
+    stopping, background = draining or Draining(), Background(clock)
+    given = _Given(config, engines, policy, clock, tracer, tenants, load, stopping, energy, background)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[dict[str, object]]:
@@ -136,28 +140,28 @@ def create_app(
             app.router.routes.extend(_routes(parts))
             app.state.refusals = parts.refusals
             app.state.reload = lambda: parts.reload.apply(clock.now_s())
-            async with asyncio.TaskGroup() as background:
-                interval_s = config.gateway.probe_interval_s
-                parts.cluster.start(background, clock, interval_s)
-                signals = parts.conversations.signals
-                signals.start(background, parts.cluster.statuses, interval_s)
-                sweeping = background.create_task(_sweep(parts, clock, interval_s))
-                metering = background.create_task(parts.energy.run(), name="read the energy meters")
-                heading = background.create_task(parts.stream_heads.run(), name="open streams that wait")
-                try:
-                    yield _for_connections(parts, config)
-                finally:
-                    parts.cluster.stop()
-                    signals.stop()
-                    sweeping.cancel()
-                    metering.cancel()
-                    heading.cancel()
+            async with energy.opened(), background.running(parts.metrics.background_failed):
+                _begin_loops(parts, given)
+                yield _for_connections(parts, config)
 
-    return Starlette(
+    app = Starlette(
         lifespan=lifespan,
         middleware=_middleware(config),
         exception_handlers=EXCEPTION_HANDLERS,
     )
+    app.state.problem = lambda: background.problem
+    return app
+
+
+def _begin_loops(parts: _Parts, given: _Given) -> None:
+    """What goes on beside the turns. Each loop is on its own: none waits for, or ends with, another."""
+    clock, background, interval_s = given.clock, given.background, given.config.gateway.probe_interval_s
+    parts.cluster.start(background, clock, interval_s)
+    parts.conversations.signals.start(background, parts.cluster.statuses, interval_s)
+    for name, sweep in (("expiry", parts.conversations.expire), ("engine_drains", parts.drains.sweep)):
+        background.keep(name, partial(_sweep, sweep, clock, interval_s))
+    background.keep("energy_meters", given.energy.run)
+    background.keep("stream_heads", parts.stream_heads.run)
 
 
 def _for_connections(parts: _Parts, config: Config) -> dict[str, object]:
@@ -267,6 +271,7 @@ def _build(given: _Given, stack: ExitStack) -> _Parts:
         energy=energy,
         metrics_need_admin_key=gateway.metrics_need_admin_key,
         draining=given.draining,
+        background=given.background,
     )
     of_conversations = ConversationRoutes(
         conversations,
@@ -293,6 +298,7 @@ def _build(given: _Given, stack: ExitStack) -> _Parts:
         core.reload,
         energy,
         core.stream_heads,
+        core.metrics,
     )
 
 
@@ -366,9 +372,8 @@ def _routes(parts: _Parts) -> list[Route]:
     return [*turns, *parts.routes]
 
 
-async def _sweep(parts: _Parts, clock: Clock, interval_s: float) -> None:
-    """End conversations that have been without a turn for too long, and the drains whose time is over."""
+async def _sweep(sweep: Callable[[float], None], clock: Clock, interval_s: float) -> None:
+    """Tell it the time, again and again: conversations expire, drains are over."""
     while True:
         await clock.sleep(interval_s)
-        parts.conversations.expire(clock.now_s())
-        parts.drains.sweep(clock.now_s())
+        sweep(clock.now_s())

@@ -10,6 +10,7 @@ from typing import Any
 from conserve_server.core.clock import Clock
 from conserve_server.core.errors import EngineFailed
 from conserve_server.engines.engine import Engine, EngineStatus, Role
+from conserve_server.gateway.background import Background, Loop
 from conserve_server.gateway.coordinator import Coordinator
 from conserve_server.gateway.cutoff import Cutoff
 from conserve_server.scheduling.engine_state import EngineProfile
@@ -48,8 +49,8 @@ class Cluster:
         self._failures: dict[str, int] = dict.fromkeys(self._engines, 0)
         self._legs: dict[str, set[Cutoff[Engine]]] = {name: set() for name in self._engines}
         self._doubts: dict[str, asyncio.Event] = {name: asyncio.Event() for name in self._engines}
-        self._watching: tuple[asyncio.TaskGroup, Clock, float] | None = None
-        self._watches: dict[str, asyncio.Task[None]] = {}
+        self._watching: tuple[Background, Clock, float] | None = None
+        self._watches: dict[str, Loop] = {}
         self.reasons: dict[str, str] = {}
         """Why each engine is not up, where a look has said so."""
         self.statuses: dict[str, EngineStatus] = {}
@@ -103,16 +104,11 @@ class Cluster:
 
     # -- coming and going ------------------------------------------------------------------------
 
-    def start(self, group: asyncio.TaskGroup, clock: Clock, interval_s: float) -> None:
-        """Watch every engine, those that are added later too, in tasks of this group."""
-        self._watching = (group, clock, interval_s)
+    def start(self, background: Background, clock: Clock, interval_s: float) -> None:
+        """Watch every engine, those that are added later too, each in a loop of its own."""
+        self._watching = (background, clock, interval_s)
         for engine in self.engines:
             self._start_watch(engine)
-
-    def stop(self) -> None:
-        """End the watches."""
-        for task in self._watches.values():
-            task.cancel()
 
     def add(self, engine: Engine, profile: EngineProfile) -> None:
         """One more engine, which serves once a look has seen it."""
@@ -124,7 +120,7 @@ class Cluster:
 
     def remove(self, name: str) -> None:
         """Forget the engine, on which nothing runs any more."""
-        self._watches.pop(name).cancel()
+        self._watches.pop(name).stop()
         self._coordinator.engine_removed(name)
         self.statuses.pop(name, None)
         self._metrics.forget_engine(name, self._engines[name].spec.role)
@@ -137,9 +133,11 @@ class Cluster:
     def _start_watch(self, engine: Engine) -> None:
         if self._watching is None:
             raise RuntimeError("engines are watched once the cluster was started")
-        group, clock, interval_s = self._watching
+        background, clock, interval_s = self._watching
         name = engine.spec.name
-        self._watches[name] = group.create_task(self.watch(engine, clock, interval_s), name=f"watch {name}")
+        self._watches[name] = background.keep(
+            "engine_looks", lambda: self.watch(engine, clock, interval_s), engine=name
+        )
 
     def engines_of(self, role: Role) -> tuple[Engine, ...]:
         return tuple(engine for engine in self.engines if engine.spec.role is role)
@@ -160,6 +158,9 @@ class Cluster:
                 status = await engine.look()
             except EngineFailed as error:
                 self._missed(engine, error)
+            except Exception as error:  # a look that breaks is none: the engine must not stay up by it
+                self._missed(engine, error)
+                raise
             else:
                 self._seen(engine, status)
             await self._pause(engine.spec.name, clock, interval_s)
@@ -200,7 +201,7 @@ class Cluster:
         decoders = (s for n, s in self.statuses.items() if self._engines[n].spec.role is Role.DECODE)
         self.models = {model: status for status in decoders for model in status.models}
 
-    def _missed(self, engine: Engine, error: EngineFailed) -> None:
+    def _missed(self, engine: Engine, error: Exception) -> None:
         name = engine.spec.name
         self._failures[name] += 1
         if name in self.statuses and self._failures[name] >= FAILED_LOOKS:
@@ -214,7 +215,7 @@ class Cluster:
             self._doubts[name].clear()
             self._metrics.set_engine(name, engine.spec.role, is_up=False)
 
-    def _say_why(self, name: str, error: EngineFailed) -> None:
+    def _say_why(self, name: str, error: Exception) -> None:
         """Each new reason once: an engine that does not come up is looked at every second."""
         if self.reasons.get(name) != (why := str(error)):
             self.reasons[name] = why

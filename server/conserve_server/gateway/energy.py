@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any, Final, Self
 
@@ -62,10 +63,18 @@ class GatewayEnergy:
             config, engines, plan_meters(config.energy, found_engines(config, engines), clock.now_s()), clock
         )
 
-    async def run(self) -> None:
-        """Read the meters for ever."""
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[None]:
+        """The meters can be read inside; they are closed at its end."""
         for line in self._described():
             log.info("energy: %s", line)
+        try:
+            yield
+        finally:
+            await self._metering.close()
+
+    async def run(self) -> None:
+        """Read the meters for ever; it may be run again after it failed."""
         await self._metering.run()
 
     # -- conversations and their turns ---------------------------------------------------------

@@ -6,7 +6,6 @@ the plugin is never sent one, and one that does not answer costs nobody anything
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from conserve_server.core.errors import EngineFailed
 from conserve_server.core.kv_config import KvConfig
 from conserve_server.engines.conversation_kv import ConversationKv, NoPlugin
 from conserve_server.engines.engine import EngineStatus
+from conserve_server.gateway.background import Background, Loop
 from conserve_server.gateway.kv_line import Batch, KvLine
 from conserve_server.gateway.record import ConversationRecord
 from conserve_server.gateway.tool_times import ToolTimes
@@ -61,8 +61,8 @@ class KvSignals:
         self._is_on = is_on
         self.plugins = {plugin.spec.name: plugin for plugin in plugins} if is_on else {}
         self.lines = {name: KvLine() for name in self.plugins}
-        self._tasks: dict[str, list[asyncio.Task[None]]] = {}
-        self._running: tuple[asyncio.TaskGroup, Mapping[str, EngineStatus], float] | None = None
+        self._loops: dict[str, list[Loop]] = {}
+        self._running: tuple[Background, Mapping[str, EngineStatus], float] | None = None
         self._times = ToolTimes(config)
         self._waiting: dict[str, _Waiting] = {}
         self._keys: dict[str, set[str]] = {}
@@ -163,18 +163,11 @@ class KvSignals:
 
     # -- the engines -----------------------------------------------------------------------------------
 
-    def start(
-        self, group: asyncio.TaskGroup, statuses: Mapping[str, EngineStatus], interval_s: float
-    ) -> None:
-        """Tell and watch every engine, those that are added later too, in tasks of this group."""
-        self._running = (group, statuses, interval_s)
+    def start(self, background: Background, statuses: Mapping[str, EngineStatus], interval_s: float) -> None:
+        """Tell and watch every engine, those that are added later too, each in loops of its own."""
+        self._running = (background, statuses, interval_s)
         for plugin in self.plugins.values():
             self._follow(plugin)
-
-    def stop(self) -> None:
-        """End the tasks."""
-        for name in tuple(self._tasks):
-            self._cancel(name)
 
     def add(self, plugin: ConversationKv) -> None:
         """One more engine."""
@@ -185,23 +178,21 @@ class KvSignals:
 
     def remove(self, name: str) -> None:
         """The engine has left: nothing is told to it any more."""
-        self._cancel(name)
+        for loop in self._loops.pop(name, ()):
+            loop.stop()
         for each in (self.plugins, self.lines):
             each.pop(name, None)
 
     def _follow(self, plugin: ConversationKv) -> None:
         if self._running is None:
             return
-        group, statuses, interval_s = self._running
-        self._tasks[plugin.spec.name] = [
-            group.create_task(self.tell(plugin)),
-            group.create_task(self.bring_back(plugin)),
-            group.create_task(self.watch(plugin, statuses, interval_s)),
+        background, statuses, interval_s = self._running
+        name = plugin.spec.name
+        self._loops[name] = [
+            background.keep("kv_signals", lambda: self.tell(plugin), engine=name),
+            background.keep("kv_fetches", lambda: self.bring_back(plugin), engine=name),
+            background.keep("kv_looks", lambda: self.watch(plugin, statuses, interval_s), engine=name),
         ]
-
-    def _cancel(self, name: str) -> None:
-        for task in self._tasks.pop(name, ()):
-            task.cancel()
 
     # -- telling, in the background ------------------------------------------------------------------
 
@@ -265,13 +256,17 @@ class KvSignals:
         self, plugin: ConversationKv, statuses: Mapping[str, EngineStatus], interval_s: float
     ) -> None:
         """Ask one engine for ever what it can do, whenever it is a new one, and what it still holds."""
+        problem: str | None = None
         while True:
             status = statuses.get(plugin.spec.name)
             if status is not None:
                 try:
                     await self._look(plugin, status.generation)
+                    problem = None
                 except EngineFailed as error:
-                    log.debug("%s", error)
+                    self._metrics.kv_signals(plugin.spec.name, "look", "failed", 1)
+                    before, problem = problem, str(error)
+                    log.log(logging.DEBUG if problem == before else logging.WARNING, "%s", error)
             await self._clock.sleep(interval_s)
 
     async def _look(self, plugin: ConversationKv, generation: str) -> None:

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from conserve_server.gateway.background import Background
 from conserve_server.gateway.cluster import Cluster
 from conserve_server.gateway.coordinator import Coordinator
 from conserve_server.gateway.draining import Draining
@@ -29,6 +30,7 @@ class Routes:
         energy: GatewayEnergy,
         metrics_need_admin_key: bool,
         draining: Draining,
+        background: Background,
     ) -> None:
         self._cluster = cluster
         self._coordinator = coordinator
@@ -37,6 +39,7 @@ class Routes:
         self._energy = energy
         self._metrics_need_admin_key = metrics_need_admin_key
         self._draining = draining
+        self._background = background
 
     def table(self) -> list[Route]:
         """The routes, for the application."""
@@ -57,18 +60,29 @@ class Routes:
         return JSONResponse({"object": "list", "data": cards})
 
     async def health(self, request: Request) -> Response:
-        """200 while a decode engine is up, else 503, as while draining; the engines to who may see them."""
-        can_serve = self._cluster.can_serve and not self._draining.has_begun
-        status = "ok" if can_serve else "no decode engine is up"
-        document: dict[str, Any] = {"status": "draining" if self._draining.has_begun else status}
+        """200 while a decode engine is up and all loops run, else 503, as while draining.
+
+        The engines and the loops are told to who may see them.
+        """
+        problem = self._problem()
+        document: dict[str, Any] = {"status": problem or "ok"}
         authorization = authorization_of(request.headers)
         if not self._metrics_need_admin_key or self._tenants.is_admin(authorization):
             document |= {
                 "engines": [self._cluster.describe(engine.spec.name) for engine in self._cluster.engines],
                 "waiting_turns": self._coordinator.scheduler.waiting_turns,
                 "energy": self._energy.health(),
+                "background": {"problem": self._background.problem, "loops": self._background.describe()},
             }
-        return JSONResponse(document, 200 if can_serve else 503)
+        return JSONResponse(document, 200 if problem is None else 503)
+
+    def _problem(self) -> str | None:
+        """Why nothing should be sent here now."""
+        if self._background.problem is not None:
+            return "background work has ended"
+        if self._draining.has_begun:
+            return "draining"
+        return None if self._cluster.can_serve else "no decode engine is up"
 
     async def energy(self, request: Request) -> Response:
         """What was charged since the start, to the caller's tenant or, for the admin, to all."""

@@ -58,6 +58,10 @@ class GatewayMetrics:
             "conserve_book_errors", "Errors of those who keep account of turns.", ("book",), registry=registry
         )
         self._untraced = Counter("conserve_untraced_turns", "Turns without spans.", registry=registry)
+        self._background = Counter(
+            "conserve_background_failures", "Failures of the gateway's loops, which went on.", ("loop",),
+            registry=registry,
+        )  # fmt: skip
         self._rebinds = Counter(
             "conserve_rebinds", "Bindings of a conversation after its first.", ("cause",), registry=registry
         )
@@ -148,6 +152,10 @@ class GatewayMetrics:
     def book_failed(self, book: str) -> None:
         """Somebody who keeps account of turns has raised an error."""
         self._book_errors.labels(book).inc()
+
+    def background_failed(self, loop: str) -> None:
+        """One of the gateway's loops failed, and is begun again."""
+        self._background.labels(loop).inc()
 
     def kv_transferred(self) -> None:
         self._transfers.inc()

@@ -32,6 +32,7 @@ from conserve_server.engines.emulated.handover import LeaseBook, LeaseRefused, P
 from conserve_server.engines.emulated.loop import EngineLoop
 from conserve_server.engines.emulated.messages import MessagesDialect, count_tokens
 from conserve_server.engines.emulated.metrics import EngineMetrics
+from conserve_server.engines.emulated.pages import Pages
 from conserve_server.engines.emulated.responses import ResponsesDialect, stored_routes
 from conserve_server.engines.emulated.wire import Dialect, WireError, bad_request, http_error, parse_body
 from conserve_server.engines.wire import CHAT_PATH, COMPLETIONS_PATH, MESSAGES_PATH, RESPONSES_PATH
@@ -56,6 +57,7 @@ def create_emulated_engine(
     loop = EngineLoop(config, clock, metrics, Puller(config, clock, client))
     metrics.show(loop)
     faults = FaultBook.of(config.faults)
+    pages = Pages()
     actor = FaultActor(clock, die or _drop_only)
     responses = ResponsesDialect()
     dialects: dict[str, Dialect] = {
@@ -76,8 +78,9 @@ def create_emulated_engine(
             *conversation_routes(loop.conversations, config),
             Route("/emulated/kv/{engine_id}/{request_id}", _lease_route(loop.leases), methods=_LEASE_METHODS),
             Route("/emulated/faults", _fault_route(faults), methods=["POST", "DELETE"]),
+            pages.route(),
         ],
-        middleware=[Middleware(_SaysEmulated)],
+        middleware=[Middleware(_SaysEmulated), Middleware(pages.before)],
         exception_handlers={HTTPException: _http_error},
         lifespan=lambda _: _running(loop, client),
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from conserve_server.engines.vllm_metrics import CACHE_CONFIG, read_metrics, wanted_samples
+from conserve_server.engines.vllm_metrics import CACHE_CONFIG, capacity_tokens, wanted_samples
 
 from .token_client import LiveError, TokenClient
 
@@ -32,7 +32,10 @@ async def read_page(client: TokenClient) -> EnginePage:
             page = await response.text()
     except (aiohttp.ClientError, TimeoutError) as error:
         raise LiveError(f"no metrics at {url}: {error or 'no answer'}") from error
-    capacity = read_metrics(page).kv_capacity_tokens
+    try:
+        capacity = capacity_tokens(wanted_samples(page, (CACHE_CONFIG,)))
+    except ValueError as error:
+        raise LiveError(f"{url} is no page of vLLM's: {error}") from error
     longest = client.target.max_model_len or _LONGEST
     return EnginePage(
         min(longest, capacity or longest), capacity, _bytes_per_token(page, capacity) if capacity else None
