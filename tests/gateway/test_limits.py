@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from conserve_sdk.protocol import headers
 from conserve_server.cli.serve import KEEP_ALIVE_S
+from conserve_server.core import texts
 from conserve_server.core.config import GatewayConfig
 from conserve_server.gateway import (
     connections,
@@ -16,6 +18,8 @@ from conserve_server.gateway import (
     recognition,
     record,
     request,
+    request_id,
+    tool_times,
     waits,
 )
 from conserve_server.gateway.refusals import LIMIT_CODES
@@ -42,6 +46,15 @@ FIXED: dict[str, tuple[str, ...]] = {
     "an identifier in a body field": (f"{identity.MAX_FIELD_BYTES} B",),
     "tool calls of a conversation": (f"{record.MAX_TOOLS}",),
     "those who watch /v1/events": (f"{live_routes.MAX_WATCHERS}",),
+    "those of one tenant, where several are configured": (f"{live_routes.MAX_TENANT_WATCHERS}",),
+    "tool events at once": (f"{conversation_routes.MAX_EVENTS}",),
+    "durations of one tool": (f"{tool_times.SAMPLES}",),
+    "tools whose durations are known": (f"{tool_times.TOOLS}",),
+    "an identifier: conversation, branch, parent, agent, tool call, tool, response": (
+        f"{headers.MAX_ID_LENGTH} B",
+    ),
+    "a request's id": (f"{request_id.MAX_LENGTH}",),
+    "an error's message": (f"{texts.MAX_TEXT_LENGTH}",),
 }
 """The values in the order in which a row names them."""
 

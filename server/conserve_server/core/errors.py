@@ -15,6 +15,8 @@ ConserveError                 message names the thing and the fix
 
 from __future__ import annotations
 
+from conserve_server.core.texts import cut
+
 
 class ConserveError(Exception):
     """Base of the tree above."""
@@ -41,7 +43,7 @@ class TurnError(ConserveError):
     def __init__(
         self, message: str, *, code: str, param: str | None = None, status: int | None = None
     ) -> None:
-        super().__init__(message)
+        super().__init__(cut(message))  # it may repeat what a client or an engine wrote
         self.code = code
         self.param = param
         if status is not None:

@@ -6,7 +6,7 @@ A tenant sees its own alone, as if there were no others; the admin key sees all.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from starlette.requests import Request
@@ -25,17 +25,22 @@ from conserve_server.gateway.tenants import Tenants, authorization_of
 from conserve_server.scheduling.scheduler import Scheduler
 
 MAX_EVENTS_BYTES: Final = 1024 * 1024
+MAX_EVENTS: Final = 1_000
+"""At once; the SDK sends 64 at most."""
 LISTED: Final = 20
 MAX_LISTED: Final = 1000
 _DETAILS: Final = ("turns", "tools")
+
+
+_Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 
 
 class _Event(msgspec.Struct):
     kind: Literal["start", "end"]
     call_id: str
     name: str
-    elapsed_s: float = 0.0
-    duration_s: float | None = None
+    elapsed_s: _Seconds = 0.0
+    duration_s: _Seconds | None = None
     outcome: str | None = None
 
 
@@ -164,17 +169,25 @@ def _read_events(body: bytes) -> list[ToolEvent]:
     check_text(body)
     try:
         found = msgspec.json.decode(body, type=_Events).events
-        return [
-            ToolEvent(
-                kind=e.kind,
-                call_id=e.call_id,
-                name=e.name,
-                elapsed_s=e.elapsed_s,
-                duration_s=e.duration_s,
-                outcome=Outcome(e.outcome) if e.outcome is not None else None,
-            )
-            for e in found
-        ]
+        events = [_event(each) for each in found]
     except (ValueError, RecursionError) as error:
         why = what_is_wrong(body, error)
         raise InvalidRequest(f"the events are wrong: {why}", code="invalid_events") from error
+    if len(events) > MAX_EVENTS:
+        raise InvalidRequest(f"more than {MAX_EVENTS} events: send fewer at once", code="invalid_events")
+    return events
+
+
+def _event(given: _Event) -> ToolEvent:
+    """The event with names that can be kept and shown. Raises ValueError where nothing of one is left."""
+    call_id, name = clean_id(given.call_id), clean_id(given.name)
+    if call_id is None or name is None:
+        raise ValueError("a call_id or a name has nothing that can be printed")
+    return ToolEvent(
+        kind=given.kind,
+        call_id=call_id,
+        name=name,
+        elapsed_s=given.elapsed_s,
+        duration_s=given.duration_s,
+        outcome=Outcome(given.outcome) if given.outcome is not None else None,
+    )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import msgspec
@@ -18,7 +21,7 @@ from conserve_server.gateway.live_view import Scope as Sight
 from conserve_server.gateway.refusals import Refusals
 from conserve_server.gateway.reply import ClientStalled, Reply, while_connected
 from conserve_server.gateway.request_id import request_id_of
-from conserve_server.gateway.tenants import Tenants, authorization_of
+from conserve_server.gateway.tenants import Caller, Tenants, authorization_of
 
 INTERVAL_S: Final = 0.25
 """Time between two looks: as smooth as an eye needs, and a bounded cost for any number of turns."""
@@ -26,6 +29,8 @@ HEARTBEAT_S: Final = 15.0
 """Longest silence: shorter than the idle time-outs of common proxies (60 s)."""
 MAX_WATCHERS: Final = 32
 """Watchers at once. A look at 100 conversations takes half a millisecond, the first one 3 ms."""
+MAX_TENANT_WATCHERS: Final = 8
+"""Of them one tenant's, where there are several: none can keep the others from watching."""
 WATCHED: Final = 100
 MAX_WATCHED: Final = 500
 _HEADERS: Final = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store"}
@@ -41,7 +46,7 @@ class LiveRoutes:
         self.refusals = refusals
         self.write_timeout_s = write_timeout_s
         self._tenants = tenants
-        self._watchers = 0
+        self._watchers: Counter[str | None] = Counter()
 
     def table(self) -> list[Route]:
         """The routes, for the application."""
@@ -49,15 +54,27 @@ class LiveRoutes:
 
     async def watch(self, request: Request, reply: Reply) -> None:
         """Send updates until the client has gone. Raises TurnError before the first one."""
-        watcher = Watcher(self._view, self._sight(request))
-        if self._watchers >= MAX_WATCHERS:
-            raise LimitReached(f"{MAX_WATCHERS} watch already: try again later", code="too_many_watchers")
-        self._watchers += 1
-        try:
+        sight = self._sight(request)
+        with self._place(self._tenants.caller(authorization_of(request.headers))):
+            watcher = Watcher(self._view, sight)
             await reply.start(200, _HEADERS)
             await while_connected(self._stream(watcher, reply, request.app.state), request.receive)
+
+    @contextmanager
+    def _place(self, caller: Caller) -> Iterator[None]:
+        """A watcher's place while the block runs. Raises LimitReached (429) where there is none."""
+        is_of_many = self._tenants.needs_key and not caller.is_admin
+        limit = MAX_TENANT_WATCHERS if is_of_many else MAX_WATCHERS
+        if self._watchers.total() >= MAX_WATCHERS or self._watchers[caller.tenant] >= limit:
+            raise LimitReached(
+                f"{MAX_WATCHERS} watch already, or {limit} of yours: try again later",
+                code="too_many_watchers",
+            )
+        self._watchers[caller.tenant] += 1
+        try:
+            yield
         finally:
-            self._watchers -= 1
+            self._watchers[caller.tenant] -= 1
 
     async def _stream(self, watcher: Watcher, reply: Reply, state: State) -> None:
         """Until the gateway is told to stop: a watcher must not hold up its end."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from conserve_sdk.protocol import clean_id
+
 
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
@@ -30,12 +32,15 @@ class StoredResponses:
 
     def note(self, tenant: str, response_id: str, response: StoredResponse) -> None:
         """Remember where an answer is; the tenant's oldest one is forgotten beyond `kept`."""
+        name = clean_id(response_id)
+        if name is None:
+            return  # no client could ask for it
         known = self._of.setdefault(tenant, OrderedDict())
-        known[response_id] = response
-        known.move_to_end(response_id)
+        known[name] = response
+        known.move_to_end(name)
         if len(known) > self._kept:
             known.popitem(last=False)
 
     def find(self, tenant: str, response_id: str) -> StoredResponse | None:
         known = self._of.get(tenant)
-        return known.get(response_id) if known is not None else None
+        return known.get(clean_id(response_id) or "") if known is not None else None
