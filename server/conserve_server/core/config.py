@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from conserve_server.core.config_part import Part, Seconds
 from conserve_server.core.energy_config import EnergyConfig
@@ -35,6 +43,20 @@ from conserve_server.core.pool_config import PoolsConfig
 TenantName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
+def _none_of(*names: str) -> AfterValidator:
+    def check(name: str) -> str:
+        if name in names:
+            raise ValueError(f"{name} is the gateway's own to set: it can't be a client's")
+        return name
+
+    return AfterValidator(check)
+
+
+_TRANSFERS: Final = ("kv_transfer_params", "ec_transfer_params")
+FieldName = Annotated[str, _none_of(*_TRANSFERS, "request_id", "session_id", "cache_salt", "vllm_xargs")]
+ArgumentName = Annotated[str, _none_of(*_TRANSFERS)]
+
+
 class TenantConfig(Part):
     """One tenant: the API keys that are its, and its own limits where they differ from the gateway's."""
 
@@ -43,6 +65,8 @@ class TenantConfig(Part):
     """A file with one key a line, `#` begins a comment; relative to the working directory."""
     max_conversations: int | None = Field(default=None, gt=0)
     max_concurrent_turns: int | None = Field(default=None, gt=0)
+    cache_group: TenantName | None = None
+    """Tenants of one group trust one another: they share cached prompts. None: it shares with nobody."""
 
     @field_validator("api_keys", mode="before")
     @classmethod
@@ -118,6 +142,13 @@ class GatewayConfig(Part):
     """Opens every tenant's conversations, and no turns. `CONSERVE_ADMIN_KEY` in the environment wins."""
     metrics_need_admin_key: bool = False
     """Whether `/metrics`, and the engines in `/health`, are shown to the admin key only."""
+    cache_salt_secret: SecretStr | None = None
+    """Part of every tenant's cache salt, which else depends on its name alone. No client can use a salt that
+    it guesses; this is for engines that others reach directly."""
+    passed_fields: tuple[FieldName, ...] = ()
+    """Fields of clients' bodies that go to engines beside those that always do, such as `priority`."""
+    passed_vllm_xargs: tuple[ArgumentName, ...] = ()
+    """Entries of `vllm_xargs` that go to engines beside those that vLLM's own models read."""
     max_traced_turns_per_s: float = Field(default=100.0, ge=0)
     """Turns that get spans, in a second; the others count in `conserve_untraced_turns_total`. Writing
     a turn's spans takes longer than serving it; agents on one gateway rarely come near this rate."""
@@ -138,7 +169,7 @@ class GatewayConfig(Part):
             )
         return self
 
-    @field_validator("cors_origins", "allowed_hosts", mode="before")
+    @field_validator("cors_origins", "allowed_hosts", "passed_fields", "passed_vllm_xargs", mode="before")
     @classmethod
     def _from_list(cls, value: object) -> object:
         return tuple(value) if isinstance(value, list) else value

@@ -33,6 +33,7 @@ from conserve_server.gateway.draining import Draining
 from conserve_server.gateway.endings import Endings
 from conserve_server.gateway.energy import GatewayEnergy
 from conserve_server.gateway.engine_drains import EngineDrains
+from conserve_server.gateway.engine_fields import EngineFields
 from conserve_server.gateway.engine_profiles import profile_of
 from conserve_server.gateway.error_answers import EXCEPTION_HANDLERS
 from conserve_server.gateway.hosts import AllowedHosts, RefusesOtherHosts
@@ -93,6 +94,7 @@ class _Core:
     body_memory: BodyMemory
     stream_heads: StreamHeads
     limits: TurnLimits
+    rules: EngineFields
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,8 +220,8 @@ def _core(given: _Given, stack: ExitStack) -> _Core:
         on_lost=energy.engine_lost,
     )
     drains = EngineDrains(cluster, coordinator, timeout_s=gateway.engine_drain_timeout_s)
-    limits = TurnLimits.from_config(gateway)
-    reload = _reload(given, cluster, drains, make_engine, limits, conversations)
+    limits, rules = TurnLimits.from_config(gateway), EngineFields.from_config(gateway)
+    reload = _reload(given, cluster, drains, make_engine, (limits, rules, conversations))
     return _Core(
         coordinator,
         metrics,
@@ -232,6 +234,7 @@ def _core(given: _Given, stack: ExitStack) -> _Core:
         BodyMemory(gateway.max_held_body_bytes),
         StreamHeads(clock, gateway.stream_head_after_s),
         limits,
+        rules,
     )
 
 
@@ -240,12 +243,11 @@ def _reload(
     cluster: Cluster,
     drains: EngineDrains,
     make_engine: Callable[[EngineSpec], VllmEngine],
-    limits: TurnLimits,
-    conversations: Conversations,
+    of_tenants: Sequence[TurnLimits | EngineFields | Conversations],
 ) -> Reload:
     def on_tenants(changed: GatewayConfig) -> None:
-        limits.become(changed)
-        conversations.become(changed)
+        for each in of_tenants:
+            each.become(changed)
 
     return Reload(
         given.config,
@@ -314,6 +316,7 @@ def _endpoints(given: _Given, core: _Core) -> tuple[TurnEndpoint, PassThrough]:
         limits=limits,
         recognition=conversations.recognition,
         stored_responses=conversations.stored_responses,
+        rules=core.rules,
         body_limits=body_limits,
         body_memory=core.body_memory,
         write_timeout_s=gateway.write_timeout_s,

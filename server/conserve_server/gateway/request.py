@@ -9,7 +9,9 @@ from typing import Annotated, Final, TypeVar
 import msgspec
 
 from conserve_server.core.errors import InvalidRequest
-from conserve_server.engines.wire import API_OF, TRANSFER_FIELDS, Api, Fields, decode_leg, prefill_leg
+from conserve_server.engines.wire import API_OF, Api, Fields, decode_leg, prefill_leg
+from conserve_server.gateway.engine_fields import EngineFields
+from conserve_server.gateway.identity import DEFAULT_TENANT
 from conserve_server.gateway.json_text import check_text, what_is_wrong
 
 T = TypeVar("T")
@@ -28,17 +30,21 @@ _READ_FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _Name = Annotated[str, msgspec.Meta(max_length=MAX_MODEL_LENGTH)]
 _READ_TEXT: Final = msgspec.json.Decoder(_Name | None).decode
 _READ_FLAG: Final = msgspec.json.Decoder(bool | None).decode
-_READ_EXTRA: Final = msgspec.json.Decoder(dict[str, msgspec.Raw] | None).decode
 _READ_OPTIONS: Final = msgspec.json.Decoder(_StreamOptions | None).decode
+_ONE_TENANT: Final = EngineFields()
 
 
 @dataclass(frozen=True, slots=True)
 class TurnRequest:
-    """One request for text: its path, its bytes, and the few fields that routing needs."""
+    """One request for text: its path, its bytes, and the few fields that routing needs.
+
+    `fields` are the client's; `sent` are those that engines get, the same object where nothing must change.
+    """
 
     path: str
     body: bytes
     fields: Fields
+    sent: Fields
     model: str
     is_streamed: bool
     wants_usage: bool
@@ -55,16 +61,16 @@ class TurnRequest:
 
     def prefill_body(self, priority: int | None = None) -> bytes:
         """The prefill leg of this request."""
-        return prefill_leg(self.fields, api=self.api, priority=priority)
+        return prefill_leg(self.sent, api=self.api, priority=priority)
 
     def decode_body(self, kv_transfer_params: bytes | None, priority: int | None = None) -> bytes:
         """The leg that answers: the client's bytes untouched wherever nothing must be added."""
         adds_usage = self.is_streamed and not self.wants_usage
         adds_nothing = kv_transfer_params is None and priority is None and not adds_usage
-        if adds_nothing and TRANSFER_FIELDS.isdisjoint(self.fields):
+        if adds_nothing and self.sent is self.fields:
             return self.body
         return decode_leg(
-            self.fields,
+            self.sent,
             kv_transfer_params=kv_transfer_params,
             with_usage=adds_usage,
             api=self.api,
@@ -72,18 +78,27 @@ class TurnRequest:
         )
 
 
-def parse_request(path: str, body: bytes, request_id: str = "") -> TurnRequest:
-    """Read a request for text. Raises InvalidRequest naming the field that is wrong."""
+def parse_request(
+    path: str,
+    body: bytes,
+    request_id: str = "",
+    *,
+    rules: EngineFields = _ONE_TENANT,
+    tenant: str = DEFAULT_TENANT,
+) -> TurnRequest:
+    """Read a request for text. Raises InvalidRequest naming the field that is wrong.
+
+    `rules` say which fields engines get for the tenant.
+    """
     fields = parse_fields(body)
     model = read_model(fields)
     is_streamed = bool(_field(fields, "stream", _READ_FLAG, False))
-    if "vllm_xargs" in fields:
-        _check_extra_arguments(fields)
     wants_usage = True  # the other APIs' streams always end with it
     if API_OF[path] is Api.COMPLETIONS:
         options = _field(fields, "stream_options", _READ_OPTIONS, None)
         wants_usage = bool(options is not None and options.include_usage)
-    return TurnRequest(path, body, fields, model, is_streamed, wants_usage, request_id)
+    sent = rules.of(path, fields, tenant)
+    return TurnRequest(path, body, fields, sent, model, is_streamed, wants_usage, request_id)
 
 
 def parse_fields(body: bytes) -> dict[str, msgspec.Raw]:
@@ -105,18 +120,6 @@ def read_model(fields: Fields) -> str:
     if not model:
         raise InvalidRequest("model is missing: name the model to use", code="missing_model", param="model")
     return model
-
-
-def _check_extra_arguments(fields: Fields) -> None:
-    """vLLM reads transfer parameters here too: from a client they would choose what an engine connects to."""
-    given = _field(fields, "vllm_xargs", _READ_EXTRA, None) or {}
-    forbidden = sorted(TRANSFER_FIELDS & given.keys())
-    if forbidden:
-        raise InvalidRequest(
-            f"vllm_xargs.{forbidden[0]} is the gateway's to set: leave it out",
-            code="invalid_field",
-            param="vllm_xargs",
-        )
 
 
 def _has(fields: Fields, name: str) -> bool:

@@ -11,6 +11,7 @@ from conserve_server.core.errors import InvalidRequest, TurnError
 from conserve_server.engines.wire import API_OF, Api
 from conserve_server.gateway.body import BodyMemory, read_body
 from conserve_server.gateway.cluster import Cluster
+from conserve_server.gateway.engine_fields import EngineFields
 from conserve_server.gateway.identity import Identity, read_identity, read_previous_response
 from conserve_server.gateway.limits import BodyLimits, TurnLimits
 from conserve_server.gateway.recognition import Recognition, Watch
@@ -26,7 +27,7 @@ from conserve_server.gateway.reply import (
 )
 from conserve_server.gateway.request import TurnRequest, check_model, parse_request
 from conserve_server.gateway.request_id import request_id_of
-from conserve_server.gateway.stored_responses import StoredResponses
+from conserve_server.gateway.stored_responses import StoredResponse, StoredResponses
 from conserve_server.gateway.tenants import Tenants, authorization_of
 from conserve_server.gateway.turn import Turns
 
@@ -43,6 +44,7 @@ class TurnEndpoint:
         limits: TurnLimits,
         recognition: Recognition,
         stored_responses: StoredResponses,
+        rules: EngineFields,
         body_limits: BodyLimits,
         body_memory: BodyMemory,
         write_timeout_s: float,
@@ -54,6 +56,7 @@ class TurnEndpoint:
         self._limits = limits
         self._recognition = recognition
         self._stored_responses = stored_responses
+        self._rules = rules
         self._body_limits = body_limits
         self._body_memory = body_memory
         self._write_timeout_s = write_timeout_s
@@ -75,7 +78,7 @@ class TurnEndpoint:
             tenant = self._tenants.caller(authorization_of(headers)).turn_tenant()
             with self._limits.turn(tenant), self._body_memory.hold() as held:
                 body = await read_body(receive, headers, self._body_limits, held, connection)
-                request = parse_request(scope["path"], body, request_id)
+                request = parse_request(scope["path"], body, request_id, rules=self._rules, tenant=tenant)
                 serve = self._serve(request, headers, tenant, reply)
                 if connection is None:
                     await while_connected(serve, receive)
@@ -98,19 +101,22 @@ class TurnEndpoint:
         self, headers: Mapping[str, str], request: TurnRequest, tenant: str
     ) -> tuple[Identity, Watch | None]:
         identity = read_identity(headers, request.fields, tenant=tenant, model=request.model)
+        previous = read_previous_response(request.fields) if request.api is Api.RESPONSES else None
+        stored = self._stored(identity, previous) if previous is not None else None
         if not identity.is_synthetic:
             return identity, None
-        previous = read_previous_response(request.fields) if request.api is Api.RESPONSES else None
-        if previous is None:
+        if stored is None:
             return self._recognition.recognise(identity, request)
-        return self._going_on(identity, request, previous)
+        known = replace(identity, conversation_id=stored.conversation_id, is_synthetic=stored.is_synthetic)
+        return self._recognition.recognise(known, request) if stored.is_synthetic else (known, None)
 
-    def _going_on(
-        self, identity: Identity, request: TurnRequest, previous: str
-    ) -> tuple[Identity, Watch | None]:
-        """The conversation of the answer that the request goes on from. Raises a 404 for an unknown one."""
+    def _stored(self, identity: Identity, previous: str) -> StoredResponse:
+        """The tenant's own answer that its request goes on from. Raises a 404 for any other.
+
+        Whatever names the conversation: an engine knows ids alone, and would go on from anybody's.
+        """
         stored = self._stored_responses.find(identity.tenant, previous)
-        if stored is None or stored.model != request.model:
+        if stored is None or stored.model != identity.model:
             raise InvalidRequest(
                 f"previous response with id {previous!r} not found: this gateway has not made it with this "
                 "model, or has forgotten it (gateway.responses_kept); send the whole input instead",
@@ -118,5 +124,4 @@ class TurnEndpoint:
                 param="previous_response_id",
                 status=404,
             )
-        known = replace(identity, conversation_id=stored.conversation_id, is_synthetic=stored.is_synthetic)
-        return self._recognition.recognise(known, request) if stored.is_synthetic else (known, None)
+        return stored

@@ -55,6 +55,8 @@ class CompletionDialect(UnnamedEvents):
             includes_running_usage=bool(options and options.include_usage and options.continuous_usage_stats),
             returns_token_ids=bool(request.return_token_ids),
             kv_params=request.kv_transfer_params or {},
+            session=request.session_id,
+            salt=request.cache_salt,
         )
 
     def opening(self, job: Job) -> list[Document]:  # noqa: ARG002

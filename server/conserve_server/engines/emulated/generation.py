@@ -82,7 +82,7 @@ class Generation:
             self._loop.refuse(kv_params)
             await error.response(self._dialect.failure(error))(request.scope, request.receive, send)
             return
-        session = request.headers.get("x-session-id")
+        session = job.session or request.headers.get("x-session-id")  # the body wins, as in vLLM
         with self._submitted(job, answer, session) as sequence:
             if job.is_stream:
                 await self._stream(job, sequence, fault, send)
@@ -108,6 +108,7 @@ class Generation:
             arrived_s=self._clock.now_s(),
             kv_params=job.kv_params,
             session=session,
+            salt=job.salt,
         )
         self._loop.submit(sequence)
         try:

@@ -14,10 +14,17 @@ def chain_digest(previous: int, tokens: Sequence[int]) -> int:
     return int.from_bytes(blake2b(content, digest_size=8).digest())
 
 
-def digest_blocks(tokens: Sequence[int], block_size: int, *, with_tail: bool = False) -> list[int]:
+def salted(salt: str | None) -> int:
+    """What a prompt's first block has before it: one salt's blocks are none that another finds."""
+    return int.from_bytes(blake2b(salt.encode(), digest_size=8).digest()) if salt else 0
+
+
+def digest_blocks(
+    tokens: Sequence[int], block_size: int, *, with_tail: bool = False, salt: str | None = None
+) -> list[int]:
     """One digest for each full block of `tokens`, and with `with_tail` one for what is left over."""
     digests: list[int] = []
-    previous = 0
+    previous = salted(salt)
     end = len(tokens) if with_tail else len(tokens) // block_size * block_size
     for start in range(0, end, block_size):
         previous = chain_digest(previous, tokens[start : start + block_size])

@@ -39,6 +39,7 @@ class MessagesRequest(GenerationRequest):
         chat: Document = {"messages": [*self._system(), *(m for each in self.messages for m in _chat(each))]}
         chat |= {"max_tokens": self.max_tokens, "stream": self.stream, "stop": self.stop_sequences}
         chat |= {"kv_transfer_params": self.kv_transfer_params, "model": self.model}
+        chat["cache_salt"] = self.cache_salt
         if self.tools:
             chat["tools"] = [
                 {"function": {**_named(t), "parameters": t.get("input_schema")}} for t in self.tools

@@ -76,6 +76,9 @@ class GenerationRequest(_Body):
 
     model: str | None = None
     request_id: str | None = None
+    session_id: str | None = None
+    cache_salt: str | None = None
+    priority: int = 0
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None

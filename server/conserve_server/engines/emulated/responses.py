@@ -57,7 +57,8 @@ class ResponsesRequest(GenerationRequest):
         system = [{"role": "system", "content": self.instructions}] if self.instructions else []
         chat: Document = {"messages": [*system, *before, *self.new_messages()], "model": self.model}
         chat |= {"max_tokens": self.max_output_tokens, "stream": self.stream}
-        chat["kv_transfer_params"] = self.kv_transfer_params
+        chat |= {"kv_transfer_params": self.kv_transfer_params, "cache_salt": self.cache_salt}
+        chat["session_id"] = self.session_id
         functions = [t for t in self.tools or [] if t.get("type") == "function"]
         if functions:
             chat["tools"] = [{"function": {k: v for k, v in t.items() if k != "type"}} for t in functions]
@@ -79,7 +80,8 @@ class ResponsesDialect(NamedEvents):
         before = self._before(request.previous_response_id)
         chat = request.as_chat(before)
         job = self._chat.read(chat, model=model, request_id=request_id, context_tokens=context_tokens)
-        job = dataclasses.replace(job, id=f"resp_{uuid4().hex}", is_stream=bool(request.stream))
+        response_id = request.request_id or f"resp_{uuid4().hex}"
+        job = dataclasses.replace(job, id=response_id, is_stream=bool(request.stream))
         _keep(self._asked, job.id, request)
         _keep(self._messages, job.id, [*before, *request.new_messages()])
         return job

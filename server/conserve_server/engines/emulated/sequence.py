@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from conserve_server.engines.emulated.answer import Answer, FinishReason, OutputToken
-from conserve_server.engines.emulated.kv_cache import chain_digest, digest_blocks
+from conserve_server.engines.emulated.kv_cache import chain_digest, digest_blocks, salted
 
 
 class KvLoadFailed(Exception):
@@ -29,7 +29,8 @@ class Sequence:
     arrived_s: float
     kv_params: Mapping[str, object] = field(default_factory=dict)
     session: str | None = None
-    """The conversation, as `X-Session-ID` names it."""
+    """The conversation, as the body or `X-Session-ID` names it."""
+    salt: str | None = None
 
     blocks: list[int] = field(default_factory=list)
     digests: list[int] = field(default_factory=list)
@@ -46,7 +47,7 @@ class Sequence:
     _outputs: asyncio.Queue[OutputToken | KvLoadFailed | None] = field(default_factory=asyncio.Queue)
 
     def __post_init__(self) -> None:
-        self.digests = digest_blocks(self.prompt, self.block_size)
+        self.digests = digest_blocks(self.prompt, self.block_size, salt=self.salt)
 
     @property
     def is_pull(self) -> bool:
@@ -109,4 +110,4 @@ class Sequence:
             return
         answered = [token.id for token in self.answer.tokens[: self.produced_tokens]]
         tokens = [*self.prompt[start:end], *answered[max(0, start - len(self.prompt)) :]][: self.block_size]
-        self.digests.append(chain_digest(self.digests[-1] if self.digests else 0, tokens))
+        self.digests.append(chain_digest(self.digests[-1] if self.digests else salted(self.salt), tokens))

@@ -111,6 +111,8 @@ class Job:
     includes_running_usage: bool = False
     returns_token_ids: bool = False
     kv_params: Mapping[str, Any] = field(default_factory=dict)
+    session: str | None = None
+    salt: str | None = None
 
 
 class Dialect(Protocol):
