@@ -7,10 +7,14 @@ import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Final, ParamSpec, Self, TypeVar
 
+from conserve_sdk._branches import join
+from conserve_sdk._branches_agents import current_span
 from conserve_sdk._control import Gateway, afetch_report, fetch_report
 from conserve_sdk._current import Entry, current_conversation, innermost, innermost_entry, is_inside
 from conserve_sdk._delivery import Delivery, process_delivery
@@ -92,6 +96,25 @@ class Conversation:
         emit = None if self._is_inert else self._link.emit
         return ToolCall(name, call_id, agent=self.agent, emit=emit, traced=traced)
 
+    @contextmanager
+    def branch(self, name: str) -> Iterator[Self]:
+        """A part of this conversation whose prompts grow beside the others', for `with`: another agent's.
+
+        Each time that a branch of this name is entered it goes on where it was, with a decoder
+        of its own; the end of the conversation releases it. A branch inside a branch is another
+        one. Tool calls inside are the conversation's. Raises ValueError as `conversation` does.
+        """
+        around = innermost_entry()
+        outer = around.identity.branch if around is not None and around.conversation is self else None
+        branch = join(outer, _checked(name, "name"))
+        entry = Entry(self, around, replace(self._identity, branch=branch, agent=name), current_span())
+        innermost.set(entry)
+        try:
+            yield self
+        finally:
+            entry.is_open = False
+            innermost.set(innermost_entry())
+
     def turn(self) -> Turn:
         """A turn of the application, for `with` and `async with`, where it is more than one model call."""
         return Turn(self.id, self.agent, next(self._turn_indexes), traced=not self._is_inert)
@@ -143,7 +166,7 @@ class Conversation:
     # -- the block ---------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        entry = Entry(self, innermost_entry(), self._identity)
+        entry = Entry(self, innermost_entry(), self._identity, current_span())
         with self._lock:
             self._entries.append(entry)
         innermost.set(entry)
@@ -189,7 +212,7 @@ class Conversation:
         """This context's own entry; where an async generator is closed from elsewhere, the latest."""
         entry = innermost.get()
         while entry is not None:
-            if entry.conversation is self and entry.is_open:
+            if entry in self._entries:
                 return entry
             entry = entry.outer
         return self._entries[-1]

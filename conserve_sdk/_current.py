@@ -21,11 +21,13 @@ class Entry:
     """One entering of a conversation, linked to the one around it.
 
     `identity` is what requests and spans inside carry, and whom to tell where requests went.
+    `agents_span` is the OpenAI Agents SDK's span that was current outside, if any.
     """
 
     conversation: Conversation
     outer: Entry | None
     identity: Identity
+    agents_span: object | None = None
     is_open: bool = True
 
 

@@ -7,17 +7,23 @@ conversation. No framework is ever imported for it.
 from __future__ import annotations
 
 import functools
+import logging
 import sys
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
 from conserve_sdk import _names, protocol
-from conserve_sdk._branches import branch
+from conserve_sdk._branches import join
+from conserve_sdk._branches_agents import agents_branch
+from conserve_sdk._branches_langgraph import langgraph_branch
 from conserve_sdk._control import Gateway
 from conserve_sdk._current import innermost_entry, is_inside
 from conserve_sdk._spans import Attribute
+
+_log = logging.getLogger("conserve_sdk")
 
 _LANGCHAIN_CONFIG: Final = "langchain_core.runnables.config"
 _AGENTS_TRACES: Final = "agents.tracing"
@@ -32,9 +38,9 @@ class Identity:
     answered, if anyone waits for that; None where no conversation object is there to be told.
     `other_thread_id` is the running graph's thread, where that is named otherwise than every
     conversation around. `root_id` is the outermost conversation, as far as it is known.
-    `branch` names the part of a LangGraph thread whose prompts grow beside the others': a
-    subgraph, or one of several tasks that run at once. Headers and attributes are made once: an open
-    block has the same for all its calls.
+    `branch` names the part of the conversation whose prompts grow beside the others': a
+    LangGraph subgraph, one of several tasks that run at once, an agent that is a tool. Headers
+    and attributes are made once: an open block has the same for all its calls.
     """
 
     conversation_id: str
@@ -72,21 +78,43 @@ class Identity:
 
 def resolve_identity() -> Identity | None:
     """The conversation that what happens here belongs to; None outside of any."""
+    found = _found()
+    return found[0] if found is not None else None
+
+
+def resolve_caller() -> Identity | None:
+    """`resolve_identity` for a model call, which may be made in a branch."""
+    found = _found()
+    if found is None:
+        return None
+    identity, read_branch = found
+    try:
+        branch = read_branch()
+    except Exception:  # noqa: BLE001 - it reads frameworks' insides, which change
+        _log.debug("a model call goes out without its branch", exc_info=True)
+        branch = None
+    return identity if branch is None else replace(identity, branch=join(identity.branch, branch))
+
+
+def _found() -> tuple[Identity, Callable[[], str | None]] | None:
+    """The conversation without its branch, and how to read that."""
     config = _langgraph_config()
     thread_id = _thread_id(config)
     entry = innermost_entry()
+    in_graph = partial(langgraph_branch, config)
     if entry is None:
         if thread_id is not None:
-            return Identity(thread_id, branch=branch(config))
+            return Identity(thread_id), in_graph
         framework_id = _agents_group_id() or _pydantic_ai_id()
-        return Identity(framework_id) if framework_id is not None else None
+        return (Identity(framework_id), agents_branch) if framework_id is not None else None
     own = entry.identity
     if thread_id is None:
-        return own
+        return own, partial(agents_branch, entry.agents_span)
     if thread_id == own.conversation_id:
-        return replace(own, branch=branch(config))
+        return own, in_graph
     # A conversation of its own inside a node is a child already, and has no branch.
-    return own if is_inside(entry, thread_id) else replace(own, other_thread_id=thread_id)
+    is_child = is_inside(entry, thread_id)
+    return own if is_child else replace(own, other_thread_id=thread_id), lambda: None
 
 
 def _langgraph_config() -> dict[str, Any]:

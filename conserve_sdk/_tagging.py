@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from conserve_sdk._control import Gateway
 from conserve_sdk._hosts import AllowList, Origin
-from conserve_sdk._identity import Identity, resolve_identity
+from conserve_sdk._identity import Identity, resolve_caller
 from conserve_sdk.protocol import CONVERSATION_ID
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class RequestTagger:
     def _add(self, request: httpx2.Request, root: str) -> None:
         # One pass over the headers: each look-up in them would be one, and `update` is several.
         present = {name.lower(): value for name, value in request.headers.raw}
-        identity = resolve_identity()
+        identity = resolve_caller()
         wanted = _trace_context(present)
         if identity is not None:
             wanted.update(identity.headers)

@@ -1,4 +1,4 @@
-"""smolagents: an agent's tools become tool boundaries, its managed agents child conversations.
+"""smolagents: an agent's tools become tool boundaries, its managed agents branches of the conversation.
 
 model = conserve_sdk.wrap(OpenAIModel(name, api_base=gateway, api_key="-"))
 agent = observe(ToolCallingAgent(tools, model))
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import nullcontext
 from contextvars import Context, copy_context
 from typing import Any, TypeVar
 
@@ -27,8 +28,8 @@ _ANSWER = "final_answer"
 def observe(agent: AgentT) -> AgentT:
     """The same agent, whose tools now report to the conversation they run in; twice changes nothing.
 
-    For agents that call tools by JSON and those that call them from code. Each run of a
-    managed agent is a child conversation named after it.
+    For agents that call tools by JSON and those that call them from code. All runs of a
+    managed agent are one branch of the conversation, named after it.
     """
     if getattr(agent, _MARK, False):
         return agent
@@ -44,9 +45,18 @@ def observe(agent: AgentT) -> AgentT:
             tool.forward = latest.inside(conserve_sdk.tool(str(name))(forward))
     for name, managed in agent.managed_agents.items():
         observe(managed)
-        run_managed: Callable[..., Any] = managed.run
-        managed.run = conserve_sdk.conversation(agent=str(name))(run_managed)
+        managed.run = _in_branch(str(name), managed.run)
     return agent
+
+
+def _in_branch(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(run)
+    def branched(*args: Any, **kwargs: Any) -> Any:
+        conversation = conserve_sdk.current_conversation()
+        with conversation.branch(name) if conversation is not None else nullcontext():
+            return run(*args, **kwargs)
+
+    return branched
 
 
 class _LatestRun:

@@ -110,7 +110,7 @@ async def test_tools_that_code_calls_are_reported_too() -> None:
     assert outcomes(report.tools) == {"search": Outcome.COMPLETED}
 
 
-async def test_a_managed_agents_run_is_a_child_conversation() -> None:
+async def test_a_managed_agent_is_a_branch_of_the_conversation() -> None:
     def manage(url: str) -> None:
         model = conserve.wrap(OpenAIModel(MODEL, api_base=f"{url}/v1", api_key="-"))
         with model.client:
@@ -126,7 +126,7 @@ async def test_a_managed_agents_run_is_a_child_conversation() -> None:
             await asyncio.to_thread(manage, gateway.url)
         listed: Any = (await gateway.client.get("/v1/conversations")).json()
     children = [item for item in listed["data"] if item["parent_id"] == conversation.id]
-    assert [child["agent"] for child in children] == ["helper"]
+    assert [(child["id"], child["agent"]) for child in children] == [("lead/helper", "helper")]
 
 
 async def test_a_turn_is_one_clean_tree_down_to_the_gateway(spans: Spans) -> None:

@@ -13,7 +13,7 @@ from openai import OpenAI
 
 import conserve_sdk as conserve
 from conserve_sdk import protocol
-from conserve_sdk._branches import branch
+from conserve_sdk._branches_langgraph import langgraph_branch as branch
 
 if TYPE_CHECKING:
     from tests.sdk.conftest import FakeModel

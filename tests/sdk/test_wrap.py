@@ -241,7 +241,7 @@ def test_a_failing_tagger_leaves_the_users_call_alone(
     def fail() -> None:
         raise RuntimeError("no")
 
-    monkeypatch.setattr("conserve_sdk._tagging.resolve_identity", fail)
+    monkeypatch.setattr("conserve_sdk._tagging.resolve_caller", fail)
     client = conserve.wrap(model.client())
     with conserve.conversation("c-1"):
         assert ask(client).choices[0].message.content == "3"
