@@ -39,6 +39,8 @@ class Gateway:
 
     root: str
     authorization: str | None = field(default=None, repr=False)
+    others: tuple[tuple[str, str], ...] = field(default=(), repr=False, compare=False)
+    """What else of the model call's headers a front door may ask for."""
 
     @classmethod
     def seen_at(cls, url: str, authorization: str | None) -> Gateway:
@@ -51,7 +53,8 @@ class Gateway:
 
     def headers(self) -> dict[str, str]:
         """What every control call carries."""
-        return {} if self.authorization is None else {"authorization": self.authorization}
+        own = {} if self.authorization is None else {"authorization": self.authorization}
+        return {**dict(self.others), **own}
 
 
 @dataclass(frozen=True, slots=True)

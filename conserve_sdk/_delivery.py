@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from conserve_sdk._control import (
@@ -86,6 +87,7 @@ class Delivery:
         self._closing = threading.Event()
         self._dropped = 0
         self._is_failing = False
+        self._refused_by: set[str] = set()
 
     @property
     def dropped(self) -> int:
@@ -203,10 +205,23 @@ class Delivery:
         )
         # The call is built anew for each attempt: a boundary ages while it waits.
         response = rule(lambda: send(client, self._call(batch)))
-        if response.is_error:
-            _log.debug(
-                "%s %s answered %s", response.request.method, response.request.url, response.status_code
-            )
+        if not response.is_success:
+            self._note_refusal(batch[0], response)
+
+    def _note_refusal(self, item: _Item, response: httpx2.Response) -> None:
+        """Say once for each gateway that it refuses; that it has forgotten a conversation is no refusal."""
+        root = "" if isinstance(item, Future) else item.gateway.root
+        is_new = response.status_code != HTTPStatus.NOT_FOUND and root not in self._refused_by
+        if is_new:
+            self._refused_by.add(root)
+        _log.log(
+            logging.WARNING if is_new else logging.DEBUG,
+            "%s answered %s to %s: tool events and releases are lost where something before the gateway "
+            "refuses them; let it pass /v1/conversations as it does model calls",
+            root,
+            response.status_code,
+            response.request.method,
+        )
 
     def _call(self, batch: list[_Item]) -> ControlCall:
         first = batch[0]

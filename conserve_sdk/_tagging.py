@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
@@ -27,6 +27,13 @@ _ANSWERED: Final = "conserve_sdk.answered"
 """Key of a request's extensions: what to call once the gateway has answered, if anyone waits for it."""
 
 _CONVERSATION_ID: Final = CONVERSATION_ID.encode()
+
+_OF_ONE_REQUEST: Final = frozenset(
+    {"authorization", "host", "connection", "transfer-encoding", "user-agent", "expect", "te", "trailer"}
+    | {"traceparent", "tracestate", "baggage", "idempotency-key", "x-request-id"}
+)
+_OF_ONE_REQUEST_STARTS: Final = ("content-", "accept", "x-conserve-", "x-stainless-", "if-")
+"""Headers of a model call that mean nothing, or something else, on a control call."""
 
 _TURNS: Final = ("/chat/completions", "/completions", "/responses", "/messages")
 """How the paths of model calls end that are turns, Azure's included; embeddings and the rest are none."""
@@ -144,8 +151,20 @@ def _note(request: httpx2.Request, identity: Identity, root: str, present: Mappi
     own_id = identity.conversation_id.encode()
     if identity.note_gateway is not None and present.get(_CONVERSATION_ID, own_id) == own_id:
         authorization = present.get(b"authorization")
-        gateway = Gateway(root, authorization.decode("latin-1") if authorization is not None else None)
+        gateway = Gateway(
+            root,
+            authorization.decode("latin-1") if authorization is not None else None,
+            tuple(_of_the_client(present)),
+        )
         request.extensions[_ANSWERED] = identity.note_gateway(gateway)
+
+
+def _of_the_client(present: Mapping[bytes, bytes]) -> Iterator[tuple[str, str]]:
+    """The headers that are the client's own and not this one request's."""
+    for raw, value in present.items():
+        name = raw.decode("latin-1")
+        if name not in _OF_ONE_REQUEST and not name.startswith(_OF_ONE_REQUEST_STARTS):
+            yield name, value.decode("latin-1")
 
 
 def _trace_context(present: Container[bytes]) -> dict[str, str]:
