@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
 
 import httpx2
@@ -48,3 +48,25 @@ def test_the_first_refusal_of_each_gateway_is_a_warning(
         ["http://one", "answered", str(status)],
         ["http://two", "answered", str(status)],
     ]
+
+
+class Signing(httpx2.Auth):
+    def auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response]:
+        request.headers["x-signed"] = "by auth"
+        yield request
+
+
+def test_a_control_call_carries_what_the_http_clients_auth_and_earlier_hooks_add(
+    model: FakeModel, control: FakeControl
+) -> None:
+    def hook(request: httpx2.Request) -> None:
+        request.headers["x-hooked"] = "yes"
+
+    http = httpx2.Client(
+        transport=httpx2.MockTransport(model), auth=Signing(), event_hooks={"request": [hook]}
+    )
+    client = conserve.wrap(OpenAI(base_url="http://gate/v1", api_key="key", http_client=http))
+    with conserve.conversation("c"):
+        client.chat.completions.create(model="m", messages=[])
+    (release,) = control.requests
+    assert (release.headers["x-signed"], release.headers["x-hooked"]) == ("by auth", "yes")
