@@ -53,6 +53,17 @@ async def test_releasing_a_conversation_releases_its_branches(gateway: Served) -
     assert await gateway.metric('conserve_reserved_kv_tokens{engine="decode-1"}') == 0
 
 
+async def test_a_final_turn_ends_the_branches_too_and_a_branchs_own_ends_that_one_alone(
+    gateway: Served,
+) -> None:
+    for name in ("sub:1", "sub:2"):
+        await ask(gateway, branch(name))
+    await ask(gateway, branch("sub:1") | {"x-conserve-final": "true"})
+    assert [await state(gateway, f"c/{name}") for name in ("sub:1", "sub:2")] == ["ended", "tool-gap"]
+    await ask(gateway, {"x-conserve-conversation-id": "c", "x-conserve-final": "true"})
+    assert [await state(gateway, name) for name in ("c", "c/sub:2")] == ["ended", "ended"]
+
+
 async def test_tool_boundaries_of_a_conversation_that_has_only_branches_are_taken(gateway: Served) -> None:
     await ask(gateway, branch("sub:1"))
     events = {"events": [{"kind": "start", "call_id": "1", "name": "search"}]}

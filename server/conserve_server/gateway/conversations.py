@@ -154,7 +154,9 @@ class Conversations:
                 self._tell_summary(record)
             return
         is_known = self._coordinator.scheduler.find(identity.key) is not None
-        if identity.is_final or not can_go_on or not is_known:
+        if identity.is_final:
+            self.release(record)
+        elif not can_go_on or not is_known:
             self.end(record, ENDED)
         elif identity.is_synthetic and not record.has_turns:
             self._resting.setdefault(identity.tenant, OrderedDict())[identity.key] = now_s
