@@ -130,7 +130,8 @@ class Conversation:
 
     async def _read(self, answer: aiohttp.ClientResponse, body: dict[str, Any]) -> str:
         if answer.status in _RETRIED:
-            raise Interrupted(f"refused_{answer.status}")
+            code = (await answer.json())["error"]["code"]
+            raise Interrupted(f"refused_{answer.status}_{code}")
         if answer.status != 200:
             raise Lost(f"status {answer.status}: {(await answer.text())[:200]}")
         text = await (_streamed(answer) if body["stream"] else _whole(answer))
@@ -200,12 +201,17 @@ async def _whole(answer: aiohttp.ClientResponse) -> str:
 async def _streamed(answer: aiohttp.ClientResponse) -> str:
     parts: list[str] = []
     async for line in answer.content:
+        if line.startswith(b":"):
+            continue  # a comment: the answer is on its way
         data = line.decode().removeprefix("data:").strip()
         if data == "[DONE]":
             return "".join(parts)
         if not data:
             continue
-        event = json.loads(data)
+        try:
+            event = json.loads(data)
+        except ValueError:
+            raise Lost(f"an event that is none: {data!r}") from None
         if "error" in event:
             raise Interrupted("error_after_first_byte")
         parts += [choice["delta"].get("content") or "" for choice in event["choices"]]

@@ -79,8 +79,9 @@ class Cluster:
         ]
         self.prefillers, self.decoders = self.engines[:2], self.engines[2:]
         config = folder / "conserve.toml"
-        config.write_text(self._configuration())
-        serve = ["-m", "conserve_server.cli.main", "serve", str(config), "--port", str(ports[5])]
+        config.write_text(self.configuration())
+        self.config = config
+        serve = ["-m", "bench.chaos_gateway", "serve", str(config), "--port", str(ports[5])]
         self.gateway = Program("gateway", ports[5], [sys.executable, *serve], folder / "gateway.log")
         self.life = 0
         """How often the gateway was started again."""
@@ -88,8 +89,10 @@ class Cluster:
         """Set while the gateway is meant to be up."""
         self.rebinds: Counter[str] = Counter()
 
-    def _configuration(self) -> str:
-        pools = {"prefill": self.prefillers, "decode": self.decoders}
+    def configuration(self, *, backwards: bool = False) -> str:
+        """The gateway's configuration, the engines in one order or in the other."""
+        step = -1 if backwards else 1
+        pools = {"prefill": self.prefillers[::step], "decode": self.decoders[::step]}
         lines = [f"[pools.{n}]\nengines = {json.dumps([e.url for e in pool])}\n" for n, pool in pools.items()]
         limits = {
             "turn_timeout_s": TURN_TIMEOUT_S,
@@ -148,6 +151,14 @@ class Cluster:
         async with self._session.post(f"{engine.url}/emulated/faults", json=fault, timeout=_LOOK) as answer:
             if answer.status != 204:
                 raise RuntimeError(f"{engine.name} takes no fault {fault}: {await answer.text()}")
+
+    async def page(self, engine: Program, path: str, content: bytes | None) -> None:
+        """Put these bytes in the place of one of an engine's pages; None: the engine's own again."""
+        url = f"{engine.url}/emulated/pages/{path}"
+        method = "DELETE" if content is None else "PUT"
+        async with self._session.request(method, url, data=content, timeout=_LOOK) as answer:
+            if answer.status != 204:
+                raise RuntimeError(f"{engine.name} takes no page {path}: {await answer.text()}")
 
     async def forget_faults(self) -> None:
         """Faults that no request has met are taken back."""

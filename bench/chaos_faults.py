@@ -179,6 +179,64 @@ async def identifier_churn(scene: Scene) -> int:
     return 60
 
 
+async def a_request_that_ends_its_engines(scene: Scene) -> int:
+    """Every engine ends at the next request of one client, who sends it again; counted are those that it did
+    not reach: all but two."""
+    poison = scene.conversation()
+    poison.begin()
+    before = sum(engine.runs for engine in scene.cluster.engines)
+    for decoder in scene.cluster.decoders:
+        await scene.cluster.fault(decoder, kind="die", leg="decode", text=f"end {poison.id}")
+    body = {**poison.body(stream=False), "messages": [{"role": "user", "content": f"end {poison.id}"}]}
+    for _ in range(4):
+        async with scene.session.post(poison.url, json=body, headers=poison.headers) as answer:
+            refusal = (await answer.json())["error"]["code"]
+    scene.tally.outcomes[refusal] += 1
+    await scene.window()
+    ended = before - sum(engine.runs for engine in scene.cluster.engines)
+    if ended > 2 or refusal != "deadly_request":
+        scene.tally.lost.append(f"one request ended {ended} engines, and is {refusal}")
+    return before - ended
+
+
+async def broken_metrics(scene: Scene) -> int:
+    """One engine has a page of words and NaN: it goes, and the others stay watched."""
+    decoder = scene.random.choice(scene.cluster.decoders)
+    for page in (b"vllm:num_requests_running NaN\n", b"vllm:num_requests_running many\n", b"\xff\x00"):
+        await scene.cluster.page(decoder, "metrics", page)
+        await asyncio.sleep(1.0)
+    await scene.window()
+    await scene.cluster.page(decoder, "metrics", None)
+    return 3
+
+
+async def engine_garbage(scene: Scene) -> int:
+    """One decoder answers turns with bytes that are no answer."""
+    decoder = scene.random.choice(scene.cluster.decoders)
+    for garbage in (b"[" * 50_000, b"noon", b"data: {\n\ndata: ]\n\n"):
+        await scene.cluster.page(decoder, "v1/chat/completions", garbage)
+        await asyncio.sleep(scene.window_s / 2)
+    await scene.cluster.page(decoder, "v1/chat/completions", None)
+    return 3
+
+
+async def gateway_reloads(scene: Scene) -> int:
+    """The configuration is read again, with the engines in another order and as it was."""
+    for backwards in (True, False, False):
+        scene.cluster.config.write_text(scene.cluster.configuration(backwards=backwards))
+        scene.cluster.gateway.send(signal.SIGHUP)
+        await asyncio.sleep(0.5)
+    await scene.window()
+    return 3
+
+
+async def books_fail(scene: Scene) -> int:
+    """Those who keep account of turns raise: no turn notices."""
+    scene.cluster.gateway.send(signal.SIGUSR1)
+    await scene.window()
+    return sum((await scene.cluster.metric(scene.cluster.gateway.url, "conserve_book_errors_total")).values())
+
+
 FAULTS: tuple[Callable[[Scene], Awaitable[int]], ...] = (
     prefiller_answers_5xx,
     prefiller_times_out,
@@ -194,5 +252,10 @@ FAULTS: tuple[Callable[[Scene], Awaitable[int]], ...] = (
     slow_reader,
     malformed_kv_transfer_params,
     identifier_churn,
+    broken_metrics,
+    engine_garbage,
+    gateway_reloads,
+    books_fail,
+    a_request_that_ends_its_engines,
 )
 """All that a router of this kind must live through."""

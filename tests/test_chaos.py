@@ -10,8 +10,8 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-FAULTS = 14
-LIMIT_S = 420
+FAULTS = 19
+LIMIT_S = 540
 
 
 @pytest.mark.slow

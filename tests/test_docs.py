@@ -219,6 +219,7 @@ def metrics() -> dict[str, tuple[str, list[str]]]:
     found.kv_fetched("e", 1)
     found.refused("body_too_large")
     found.book_failed("metrics")
+    found.retried("decode")
     found.background_failed("expiry")
     count_energy(found.energy)
     families = text_string_to_metric_families(found.page().decode())

@@ -255,7 +255,7 @@ async def a_prompt_that_kills(ground: Ground) -> None:
     """A prompt at which an engine exits: two engines at most are lost, then it is refused by name."""
     poison = ground.turn("poison", "the prompt that kills its engine")
     for engine in ground.engines:
-        await ground.fault(engine, kind="die", count=1)
+        await ground.fault(engine, kind="die", text="that kills its engine")
     statuses = []
     for _ in range(4):
         async with wire(ground.port) as connection:
@@ -268,9 +268,6 @@ async def a_prompt_that_kills(ground: Ground) -> None:
         if not engine.runs:
             engine.start()
     await ground.ready()
-    for engine in alive:
-        async with ground.session.delete(f"{engine.url}/emulated/faults"):
-            pass
     expect(lost <= 2, f"{lost} of {len(ground.engines)} engines were lost ({statuses})")
     expect(statuses[-1][1] == "false" and 400 <= statuses[-1][0] < 600, f"the client was told {statuses}")
 

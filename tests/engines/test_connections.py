@@ -378,3 +378,23 @@ async def test_what_follows_an_answer_is_no_part_of_it_and_of_no_other(first: by
     async with engine(says(first + surplus), says(HELLO)) as (scripted, connections):
         assert [await ask(connections) for _ in range(2)] == [b"hello", b"hello"]
         assert scripted.accepted == 2
+
+
+async def test_an_engine_that_ends_at_a_request_was_asked_though_its_connection_looked_stale() -> None:
+    async def ends(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        raise ConnectionAbortedError
+
+    async with engine(says(HELLO), ends) as (_, connections):
+        assert await ask(connections) == b"hello"
+        with pytest.raises(EngineFailed) as raised:
+            await ask(connections)
+        assert raised.value.was_asked
+
+
+async def test_an_engine_that_cannot_be_reached_was_not_asked() -> None:
+    async with engine(says(HELLO)) as (scripted, _):
+        url = scripted.url
+    connections = Connections("decode-0", url or "http://127.0.0.1:9", silence_timeout_s=WAIT_S)
+    with pytest.raises(EngineFailed) as raised:
+        await ask(connections)
+    assert not raised.value.was_asked

@@ -30,6 +30,7 @@ from conserve_server.gateway.passing_on import PassingOn
 from conserve_server.gateway.recognition import Watch
 from conserve_server.gateway.reply import ClientStalled, Reply
 from conserve_server.gateway.request import TurnRequest, parse_request
+from conserve_server.gateway.retries import Retries, RetriesBook
 from conserve_server.gateway.stream_heads import StreamHeads
 from conserve_server.gateway.telling import BookErrors
 from conserve_server.gateway.turn import Turns
@@ -106,7 +107,9 @@ class World:
         )
         self.cluster = Cluster([FakeEngine(s, self.clients) for s in specs], self.coordinator, metrics)
         traces = TurnTraces(tracer, 1000.0, lambda error: self.errors.note("traces", "step", error))
-        books = bookkeepers(self.coordinator, self.conversations, energy, traces, metrics)
+        retries = Retries(self.cluster, clock, metrics, max_failures=3, share=1.0, max_wait_s=0.05)
+        kept = bookkeepers(self.coordinator, self.conversations, energy, traces, metrics)
+        books = (*kept, RetriesBook(retries))
         guarded = [faults.around(book, f"book {book.name}") for book in books]
         told = TurnBooks(guarded, self.errors)
         stored = self.conversations.stored_responses
@@ -118,7 +121,7 @@ class World:
             stream_heads=StreamHeads(clock, 60.0),
             clock=clock,
             draining=self.draining,
-            max_placements=3,
+            retries=retries,
         )
         for spec in specs:
             self.coordinator.engine_up(spec.name, CAPACITY)

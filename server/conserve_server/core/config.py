@@ -107,9 +107,12 @@ class GatewayConfig(Part):
     as long again: clients and proxies give up on what says nothing, many after 30 to 60 s. From then on
     an error is the stream's last event, and no status."""
     max_placements: int = Field(default=3, gt=0)
-    """How often a turn is placed while engines fail it before its first byte; 1 never tries again. Each
-    placement may prefill the whole history. Two engines lost within one turn are rare already: a third
-    failure is the request's own fault, or the cluster's."""
+    """How often engines may fail a turn before its first byte, in either leg; 1 never tries again. Each
+    placement may prefill the whole history. A third failure is the request's own fault, or the cluster's.
+    A request that two engines ended at is refused before, whatever this says."""
+    retry_share: float = Field(default=0.2, ge=0, le=1)
+    """Tries after a failure, as a share of all turns; a hundred may come at once. Beyond it a failed turn is
+    a 503: where most engines fail, trying again makes it worse."""
     write_timeout_s: Seconds = 60.0
     """Longest time in which a client takes nothing of what was sent to it; its turn is cancelled then.
     Longer than any pause of a network that is alive, short enough not to hold a decoder's place."""

@@ -6,7 +6,8 @@ ConserveError                 message names the thing and the fix
 ├── EngineStartError          a local engine did not come up                exit 1
 └── TurnError                 a turn can't be served: `status`, `code`      HTTP
     ├── InvalidRequest        400, 404, 409, 413: the client must change something
-    │   └── EngineRefused     4xx of an engine, in its own words: `body`
+    │   ├── EngineRefused     4xx of an engine, in its own words: `body`
+    │   └── DeadlyRequest     400: engines end at it; it is not to be sent again
     ├── Unauthorized          401, 403: the API key is missing, unknown or not enough
     ├── LimitReached          429: the tenant has too much at once; `retry_after_s`
     ├── NoCapacity            503: no room now; `retry_after_s`
@@ -65,6 +66,10 @@ class EngineRefused(InvalidRequest):
         self.body = body
 
 
+class DeadlyRequest(InvalidRequest):
+    """Engines ended at this request; no client should send it again."""
+
+
 class Unauthorized(TurnError):
     """The API key is missing, unknown (401) or not enough (403). No message repeats a key."""
 
@@ -95,11 +100,14 @@ class NoCapacity(TurnError):
 
 
 class EngineFailed(TurnError):
-    """An engine refused, died or hung; `engine` is its name."""
+    """An engine refused, died or hung; `engine` is its name. `was_asked`: the request had reached it."""
 
     status = 502
     kind = "engine_error"
 
-    def __init__(self, message: str, *, code: str, engine: str, status: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, code: str, engine: str, status: int | None = None, was_asked: bool = True
+    ) -> None:
         super().__init__(message, code=code, status=status)
         self.engine = engine
+        self.was_asked = was_asked

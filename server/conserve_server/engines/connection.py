@@ -246,10 +246,10 @@ class Connection(asyncio.Protocol):
         response.is_complete = response.has_head
 
 
-def lost(engine: str, why: str) -> EngineFailed:
+def lost(engine: str, why: str, *, was_asked: bool = True) -> EngineFailed:
     """It can't be reached, or broke off."""
     message = f"engine {engine} can't be reached or broke off: {why}"
-    return EngineFailed(message, code="engine_lost", engine=engine)
+    return EngineFailed(message, code="engine_lost", engine=engine, was_asked=was_asked)
 
 
 def silent(engine: str) -> EngineFailed:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Final
 from urllib.parse import urlsplit
 
+from conserve_server.core.errors import EngineFailed
 from conserve_server.engines.access import Access
 from conserve_server.engines.connection import Connection, Response, StaleConnection, lost
 from conserve_server.engines.reasons import why_unreachable
@@ -55,12 +56,17 @@ class Connections:
     async def begin(self, head: bytes, body: bytes) -> tuple[Connection, Response]:
         """Send the request, once more on a new connection if a reused one turns out to be stale."""
         connection = self._fresh()
+        was_sent = connection is not None
         if connection is not None:
             try:
                 return connection, await connection.send(head, body)
             except StaleConnection:
-                pass
-        connection = await self._connect()
+                pass  # or the engine ended at the request: then nobody answers now
+        try:
+            connection = await self._connect()
+        except EngineFailed as error:
+            error.was_asked = was_sent
+            raise
         return connection, await connection.send(head, body)
 
     def give_back(self, connection: Connection) -> None:
@@ -95,9 +101,12 @@ class Connections:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 _, connection = await loop.create_connection(make, self._host, self._port, ssl=tls)
         except TimeoutError as error:
-            raise lost(self._engine, f"no connection within {CONNECT_TIMEOUT_S:g} s") from error
+            raise lost(
+                self._engine, f"no connection within {CONNECT_TIMEOUT_S:g} s", was_asked=False
+            ) from error
         except OSError as error:
-            raise lost(self._engine, why_unreachable(error, is_tls=tls is not None)) from error
+            why = why_unreachable(error, is_tls=tls is not None)
+            raise lost(self._engine, why, was_asked=False) from error
         if connection.is_usable:
             self._open.add(connection)
         return connection

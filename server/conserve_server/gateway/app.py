@@ -48,6 +48,7 @@ from conserve_server.gateway.passing_on import PassingOn
 from conserve_server.gateway.refusals import Refusals
 from conserve_server.gateway.reload import Reload
 from conserve_server.gateway.request_id import REQUEST_ID, AnswersRequestId
+from conserve_server.gateway.retries import Retries, RetriesBook
 from conserve_server.gateway.routes import Routes
 from conserve_server.gateway.stream_heads import StreamHeads
 from conserve_server.gateway.telling import BookErrors
@@ -341,9 +342,17 @@ def _turns(given: _Given, core: _Core) -> Turns:
         given.config.gateway.max_traced_turns_per_s,
         lambda error: core.errors.note("traces", "step", error),
     )
-    books = TurnBooks(
-        bookkeepers(core.coordinator, core.conversations, given.energy, traces, core.metrics), core.errors
+    gateway = given.config.gateway
+    retries = Retries(
+        core.cluster,
+        given.clock,
+        core.metrics,
+        max_failures=gateway.max_placements,
+        share=gateway.retry_share,
+        max_wait_s=gateway.max_wait_s,
     )
+    kept = bookkeepers(core.coordinator, core.conversations, given.energy, traces, core.metrics)
+    books = TurnBooks((*kept, RetriesBook(retries)), core.errors)
     return Turns(
         lives=TurnLives(core.coordinator, core.conversations, books, given.clock),
         coordinator=core.coordinator,
@@ -352,7 +361,7 @@ def _turns(given: _Given, core: _Core) -> Turns:
         stream_heads=core.stream_heads,
         clock=given.clock,
         draining=given.draining,
-        max_placements=given.config.gateway.max_placements,
+        retries=retries,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -18,6 +19,10 @@ from conserve_server.telemetry.metrics import GatewayMetrics
 
 FAILED_LOOKS = 3
 """Looks in a row that must fail before an engine counts as down: one slow answer is no death."""
+DOUBT_LIMIT_S = 3.0
+"""Longest wait for that: looks that hang take longer."""
+MAX_DOUBTED = 64
+"""Engines that are looked at because another one is lost: a bounded burst."""
 DOUBTED_INTERVAL_S = 0.1
 """Time between looks at an engine that failed a leg, until they have said whether it is up."""
 
@@ -79,6 +84,22 @@ class Cluster:
         """The engine failed a leg: look at it at once, and often until it is known to be up or down."""
         if name in self._doubts:
             self._doubts[name].set()
+
+    def doubt_role_of(self, name: str) -> None:
+        """Look at the engines that do what this one does, too: what ended it may have ended others."""
+        if name in self._engines:
+            for engine in self.engines_of(self._engines[name].spec.role)[:MAX_DOUBTED]:
+                self.doubt(engine.spec.name)
+
+    async def survived(self, name: str, generation: str | None) -> bool:
+        """Whether an engine that failed a leg is still the process that it was; waits until a look knows."""
+        doubt = self._doubts.get(name)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DOUBT_LIMIT_S):
+                while doubt is not None and doubt.is_set():  # noqa: ASYNC110 - looks clear it
+                    await asyncio.sleep(DOUBTED_INTERVAL_S / 2)
+        status = self.statuses.get(name)
+        return generation is not None and status is not None and status.generation == generation
 
     def knows(self, name: str) -> bool:
         return name in self._engines

@@ -7,7 +7,14 @@ from typing import Any, Final
 
 import msgspec
 
-from conserve_server.core.errors import EngineRefused, LimitReached, NoCapacity, TurnError, Unauthorized
+from conserve_server.core.errors import (
+    DeadlyRequest,
+    EngineRefused,
+    LimitReached,
+    NoCapacity,
+    TurnError,
+    Unauthorized,
+)
 from conserve_server.engines.wire import MESSAGES_PATH, RESPONSES_PATH, Api
 
 _ANTHROPIC_KINDS: Final = {
@@ -56,6 +63,8 @@ def error_headers(error: TurnError) -> dict[str, str]:
         return {"retry-after": str(math.ceil(error.retry_after_s))}
     if isinstance(error, Unauthorized) and error.status == 401:
         return {"www-authenticate": "Bearer"}
+    if isinstance(error, DeadlyRequest):
+        return {"x-should-retry": "false"}  # OpenAI's and Anthropic's clients heed it
     if error.status == 408:
         return {"connection": "close"}  # the rest of the body is not waited for
     return {}

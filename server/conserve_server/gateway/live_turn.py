@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from opentelemetry.util.types import AttributeValue
 
@@ -45,6 +46,13 @@ _UNTRACED: Final = TurnTrace(None, {}, "", {}, lambda _: None)
 _OWN_USAGE = (names.TURN_INPUT_TOKENS, names.TURN_OUTPUT_TOKENS, names.TURN_CACHE_READ_TOKENS)
 
 
+class Loss(NamedTuple):
+    """An engine that was lost, and its process as it was seen last; None: it was not up."""
+
+    engine: str
+    generation: str | None
+
+
 @dataclass(slots=True)
 class LiveTurn:
     """One running turn. Times are the gateway's monotonic seconds; None until it happened.
@@ -79,6 +87,12 @@ class LiveTurn:
     timing: EngineTiming | None = None
     refused: str | None = None
     error: TurnError | None = None
+    failures: int = 0
+    """Legs that failed, of both kinds."""
+    losses: tuple[Loss, ...] = ()
+    """Engines that were lost with a leg of it, in this turn or when the same request came before."""
+    place_apart: asyncio.Lock | None = None
+    """Held while it has an engine to itself, among those that lost theirs."""
     is_abandoned: bool = False
     is_passed_on: bool = False
     """Whether bytes of an engine's answer have gone to the client."""

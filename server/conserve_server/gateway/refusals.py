@@ -11,10 +11,12 @@ LIMIT_CODES: Final = frozenset(
     {
         "body_timeout",
         "body_too_large",
+        "deadly_request",
         "gateway_draining",
         "headers_timeout",
         "headers_too_large",
         "no_kv_capacity",
+        "retry_budget_spent",
         "too_many_body_bytes",
         "too_many_connections",
         "too_many_conversations",

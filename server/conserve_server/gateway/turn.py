@@ -21,6 +21,7 @@ from conserve_server.gateway.recognition import Watch
 from conserve_server.gateway.reply import ClientStalled, Reply
 from conserve_server.gateway.request import TurnRequest
 from conserve_server.gateway.request_id import REQUEST_ID
+from conserve_server.gateway.retries import Retries
 from conserve_server.gateway.stream_heads import StreamHeads
 from conserve_server.gateway.turn_life import TurnLives
 from conserve_server.scheduling.actions import StartDecode
@@ -42,7 +43,7 @@ class Turns:
         stream_heads: StreamHeads,
         clock: Clock,
         draining: Draining,
-        max_placements: int,
+        retries: Retries,
     ) -> None:
         self._lives = lives
         self._books = lives.books
@@ -52,7 +53,7 @@ class Turns:
         self._stream_heads = stream_heads
         self._clock = clock
         self._draining = draining
-        self._max_placements = max_placements
+        self._retries = retries
 
     async def serve(
         self,
@@ -84,14 +85,14 @@ class Turns:
 
     async def _run(self, live: LiveTurn, reply: Reply) -> None:
         """Place the turn and decode it; again where an engine fails it before its first byte."""
+        self._retries.check(live)
         while True:
             params = await self._until_prefilled(live)
             try:
                 await self._decode(live, params, reply)
             except EngineFailed as error:
                 self._decode_failed(live, error)
-                if live.is_passed_on or not self._may_go_again(live, error):
-                    raise
+                await self._retries.failed(live, error, "decode")
             else:
                 return
 
@@ -113,11 +114,6 @@ class Turns:
         self._coordinator.decode_failed(live.turn, is_lost=live.is_lost_by(error))
         self._cluster.doubt(error.engine)
 
-    def _may_go_again(self, live: LiveTurn, error: EngineFailed) -> bool:
-        if live.first_output_s is not None or live.placements >= self._max_placements:
-            return False
-        return error.code == "engine_error" or live.is_lost_by(error)
-
     async def _prefill(self, live: LiveTurn) -> PrefillAnswer | None:
         """The prefill leg; None if the engine failed, which the scheduler then knows."""
         if live.placement is None or live.placement.prefiller is None:
@@ -130,21 +126,23 @@ class Turns:
         attributes = {names.PREFILLER: prefiller}
         self._books.prefill_starts(live, started_s)
         try:
-            with (
-                self._cluster.leg(prefiller) as engine,
-                live.trace.step(names.SPAN_PREFILL, attributes, SpanKind.CLIENT) as span,
-            ):
-                answer = await engine.prefill(
-                    live.request.path,
-                    live.request.prefill_body(live.priority),
-                    _leg_headers(live, span),
-                )
-                span.set_attribute(names.TURN_INPUT_TOKENS, answer.prompt_tokens)
+            async with self._retries.apart(live, prefiller):
+                with (
+                    self._cluster.leg(prefiller) as engine,
+                    live.trace.step(names.SPAN_PREFILL, attributes, SpanKind.CLIENT) as span,
+                ):
+                    answer = await engine.prefill(
+                        live.request.path,
+                        live.request.prefill_body(live.priority),
+                        _leg_headers(live, span),
+                    )
+                    span.set_attribute(names.TURN_INPUT_TOKENS, answer.prompt_tokens)
         except EngineFailed as error:
             _log_failure("prefill", live, error)
             self._books.prefill_ends(live, self._clock.now_s(), None)
             self._coordinator.prefill_failed(live.turn, is_lost=live.is_lost_by(error))
             self._cluster.doubt(prefiller)
+            await self._retries.failed(live, error, "prefill")
             return None
         now_s = self._clock.now_s()
         live.prefill_s = now_s - started_s
@@ -163,9 +161,10 @@ class Turns:
             now_s = self._clock.now_s()
             live.decode_starts(now_s)
             self._books.decode_starts(live, now_s, params is not None)
-            with self._cluster.leg(decoder) as engine:
-                async with engine.send(live.request.path, body, _leg_headers(live, span)) as answer:
-                    await self._passing_on.pass_on(live, answer, reply)
+            async with self._retries.apart(live, decoder):
+                with self._cluster.leg(decoder) as engine:
+                    async with engine.send(live.request.path, body, _leg_headers(live, span)) as answer:
+                        await self._passing_on.pass_on(live, answer, reply)
 
 
 async def _fail(live: LiveTurn, error: TurnError, reply: Reply) -> None:

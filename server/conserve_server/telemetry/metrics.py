@@ -57,6 +57,12 @@ class GatewayMetrics:
         self._book_errors = Counter(
             "conserve_book_errors", "Errors of those who keep account of turns.", ("book",), registry=registry
         )
+        self._retries = Counter(
+            "conserve_retries",
+            "Turns placed again after an engine failed a leg.",
+            ("leg",),
+            registry=registry,
+        )
         self._untraced = Counter("conserve_untraced_turns", "Turns without spans.", registry=registry)
         self._background = Counter(
             "conserve_background_failures", "Failures of the gateway's loops, which went on.", ("loop",),
@@ -144,6 +150,10 @@ class GatewayMetrics:
     def turn_untraced(self) -> None:
         """A turn had no spans, because too many came."""
         self._untraced.inc()
+
+    def retried(self, leg: str) -> None:
+        """A turn is placed again, as this leg of it failed."""
+        self._retries.labels(leg).inc()
 
     def refused(self, reason: str) -> None:
         """A request met a limit of the gateway."""

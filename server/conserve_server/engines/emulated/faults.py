@@ -16,7 +16,7 @@ FaultKind = Literal["status", "reset", "hang", "die", "slow", "malformed_kv_para
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What happens to the next `count` requests of a leg (None: either).
+    """What happens to the next `count` requests of a leg (None: either), of those whose body has a text.
 
     `status` answers with that HTTP status. `reset` drops the connection, `hang` falls silent
     for `delay_s`, `die` ends the engine: each once `after_tokens` output tokens are out (0:
@@ -34,6 +34,7 @@ class Fault:
     after_tokens: int = 0
     status: int = 503
     delay_s: float = 3600.0
+    text: str = ""
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.after_tokens < 0 or self.delay_s < 0 or not 400 <= self.status <= 599:
@@ -62,10 +63,10 @@ class FaultBook:
     def clear(self) -> None:
         self._left.clear()
 
-    def take(self, leg: Role) -> Fault | None:
+    def take(self, leg: Role, body: bytes = b"") -> Fault | None:
         """The fault that a request of `leg` meets; it counts as happened."""
         for index, (fault, left) in enumerate(self._left):
-            if fault.leg in (None, leg):
+            if fault.leg in (None, leg) and fault.text.encode() in body:
                 self._left[index : index + 1] = [(fault, left - 1)] if left > 1 else []
                 return fault
         return None

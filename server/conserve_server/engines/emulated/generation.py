@@ -69,7 +69,8 @@ class Generation:
         try:
             document = _document(request, body)
             kv_params = _kv_params(document)
-            fault = self._faults.take(Role.PREFILL if kv_params.get("do_remote_decode") else Role.DECODE)
+            leg = Role.PREFILL if kv_params.get("do_remote_decode") else Role.DECODE
+            fault = self._faults.take(leg, body)
             await self._actor.before(fault)
             job = self._dialect.read(
                 document,
