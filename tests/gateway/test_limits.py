@@ -19,6 +19,7 @@ from conserve_server.gateway import (
     record,
     request,
     request_id,
+    retries,
     tool_times,
     waits,
 )
@@ -40,6 +41,7 @@ FIXED: dict[str, tuple[str, ...]] = {
     "a connection on which no request has begun": (f"{KEEP_ALIVE_S} s",),
     "the body of tool events": (f"{conversation_routes.MAX_EVENTS_BYTES} B",),
     "strings, objects and lists of a body": (f"{json_text.MAX_ITEMS}",),
+    "engines that one request may end": (f"{retries.MAX_LOSSES}", f"{retries.REMEMBERED_S:g} s"),
     "fields of a body": (f"{request.MAX_FIELDS}",),
     "those, and commas, of a history that is recognised": (f"{recognition.MAX_RECOGNISED_ITEMS}",),
     "the name of a model": (f"{request.MAX_MODEL_LENGTH}",),

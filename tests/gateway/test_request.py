@@ -91,7 +91,7 @@ def test_without_a_priority_nothing_is_added() -> None:
         (b"\xff\xfe", "invalid_json", None),
         (b"{}", "missing_model", "model"),
         (b'{"model": 3}', "invalid_field", "model"),
-        (b'{"model": "m", "stream": "yes"}', "invalid_field", "stream"),
+        (b'{"model": "m", "stream": "perhaps"}', "invalid_field", "stream"),
         (b'{"model": "m", "stream_options": 1}', "invalid_field", "stream_options"),
     ],
 )

@@ -69,6 +69,17 @@ def free_name(role: Role, taken: Container[str]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelCard:
+    """A model as an engine lists it. `parent`: what it adapts; `created`: seconds since 1970."""
+
+    id: str
+    root: str | None = None
+    parent: str | None = None
+    created: int | None = None
+    max_model_len: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStatus:
     """One look at a running engine.
 
@@ -85,6 +96,7 @@ class EngineStatus:
     emulated: bool
     version: str | None = None
     max_model_len: int | None = None
+    cards: tuple[ModelCard, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

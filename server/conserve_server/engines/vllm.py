@@ -14,7 +14,7 @@ from conserve_server.core.errors import EngineFailed, EngineRefused
 from conserve_server.engines.connection import silent
 from conserve_server.engines.connections import Connections
 from conserve_server.engines.document import MAX_LOOK_BYTES, decoded, read_whole
-from conserve_server.engines.engine import Answer, EngineSpec, EngineStatus, PrefillAnswer
+from conserve_server.engines.engine import Answer, EngineSpec, EngineStatus, ModelCard, PrefillAnswer
 from conserve_server.engines.reasons import why_refused
 from conserve_server.engines.vllm_metrics import MAX_COUNT, read_metrics
 from conserve_server.engines.wire import read_prefill_answer
@@ -24,9 +24,16 @@ T = TypeVar("T")
 LOOK_TIMEOUT_S = 5.0
 
 
+_Text = Annotated[str, msgspec.Meta(max_length=1_024)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
+
+
 class _ModelCard(msgspec.Struct):
     id: Annotated[str, msgspec.Meta(min_length=1, max_length=1_024)]
-    max_model_len: Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)] | None = None
+    root: _Text | None = None
+    parent: _Text | None = None
+    created: _Count | None = None
+    max_model_len: _Count | None = None
 
 
 class _Models(msgspec.Struct):
@@ -95,6 +102,7 @@ class VllmEngine:
             waiting=seen.waiting,
             emulated=headers.get(RECEIPT_EMULATED) == "true",
             max_model_len=min((c.max_model_len for c in cards if c.max_model_len), default=None),
+            cards=tuple(ModelCard(c.id, c.root, c.parent, c.created, c.max_model_len) for c in cards),
         )
 
     async def _get(self, path: str) -> tuple[bytes, Mapping[str, str]]:

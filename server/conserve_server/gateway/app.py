@@ -330,6 +330,7 @@ def _endpoints(given: _Given, core: _Core) -> tuple[TurnEndpoint, PassThrough]:
         body_limits=body_limits,
         body_memory=core.body_memory,
         stored_responses=conversations.stored_responses,
+        rules=core.rules,
         write_timeout_s=gateway.write_timeout_s,
         refusals=core.refusals,
     )

@@ -27,10 +27,11 @@ from conserve_sdk.protocol import (
     EventsDocument,
     Update,
 )
+from conserve_server.engines.fields import COUNT_TOKENS_PATH, DETOKENIZE_PATH, TOKENIZE_PATH
 from conserve_server.engines.wire import CHAT_PATH, COMPLETIONS_PATH, MESSAGES_PATH, RESPONSES_PATH
 from conserve_server.gateway.admin_routes import DRAIN_PATH, ENGINES_PATH, RELOAD_PATH, UNDRAIN_PATH
 from conserve_server.gateway.page_routes import PAGE_PATH
-from conserve_server.gateway.pass_through import CANCEL_PATH, COUNT_TOKENS_PATH, RESPONSE_PATH
+from conserve_server.gateway.pass_through import CANCEL_PATH, RESPONSE_PATH
 from conserve_server.gateway.request_id import REQUEST_ID
 
 OPENAPI_PATH: Final = "/openapi.json"
@@ -82,7 +83,10 @@ _OPERATIONS: Final = (
     _Operation(
         "post", COUNT_TOKENS_PATH, "Count a prompt's tokens", "CountTokensRequest", errors=_TURN_ERRORS
     ),
+    _Operation("post", TOKENIZE_PATH, "A prompt's tokens", "TokenizeRequest", errors=_TURN_ERRORS),
+    _Operation("post", DETOKENIZE_PATH, "The text of tokens", "DetokenizeRequest", errors=_TURN_ERRORS),
     _Operation("get", "/v1/models", "The models that the decode engines serve", errors=(401,)),
+    _Operation("get", "/v1/models/{model}", "One of them", errors=(401, 404, 503)),
     _Operation(
         "get", "/v1/energy", "Joules charged since the start, by tenant, model, pool and tier", errors=(401,)
     ),
@@ -257,6 +261,8 @@ def _request_schemas() -> dict[str, Schema]:
         ),
         "MessagesRequest": _request({"messages": _MESSAGES, "max_tokens": _COUNT}, "messages", "max_tokens"),
         "CountTokensRequest": _request({"messages": _MESSAGES}, "messages"),
+        "TokenizeRequest": _request({"prompt": _TEXT, "messages": _MESSAGES}),
+        "DetokenizeRequest": _request({"tokens": {"type": "array", "items": {"type": "integer"}}}, "tokens"),
     }
 
 

@@ -6,15 +6,18 @@ from collections.abc import Mapping
 from typing import Final
 from urllib.parse import parse_qs, quote, urlencode
 
+import msgspec
 from starlette.datastructures import Headers
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from conserve_server.core.errors import InvalidRequest, NoCapacity, TurnError
+from conserve_server.core.errors import EngineFailed, InvalidRequest, NoCapacity, TurnError
 from conserve_server.engines.engine import Engine, Role
-from conserve_server.engines.wire import MESSAGES_PATH, RESPONSES_PATH
+from conserve_server.engines.fields import COUNT_TOKENS_PATH, DETOKENIZE_PATH, TOKENIZE_PATH
+from conserve_server.engines.wire import RESPONSES_PATH, Fields
 from conserve_server.gateway.body import BodyMemory, read_body
 from conserve_server.gateway.cluster import Cluster
+from conserve_server.gateway.engine_fields import EngineFields
 from conserve_server.gateway.errors import api_of
 from conserve_server.gateway.limits import BodyLimits, TurnLimits
 from conserve_server.gateway.refusals import Refusals
@@ -26,7 +29,8 @@ from conserve_server.gateway.tenants import Tenants, authorization_of
 
 RESPONSE_PATH: Final = RESPONSES_PATH + "/{response_id}"
 CANCEL_PATH: Final = RESPONSE_PATH + "/cancel"
-COUNT_TOKENS_PATH: Final = MESSAGES_PATH + "/count_tokens"
+_READING: Final = (COUNT_TOKENS_PATH, TOKENIZE_PATH, DETOKENIZE_PATH)
+"""What any engine with the model can answer, without a turn."""
 _PASSED_ON: Final = ("stream", "starting_after")
 """Query parameters of a stored response that vLLM reads."""
 
@@ -43,6 +47,7 @@ class PassThrough:
         body_limits: BodyLimits,
         body_memory: BodyMemory,
         stored_responses: StoredResponses,
+        rules: EngineFields,
         write_timeout_s: float,
         refusals: Refusals,
     ) -> None:
@@ -52,6 +57,7 @@ class PassThrough:
         self._body_limits = body_limits
         self._body_memory = body_memory
         self._stored_responses = stored_responses
+        self._rules = rules
         self.write_timeout_s = write_timeout_s
         self.refusals = refusals
 
@@ -60,7 +66,7 @@ class PassThrough:
         return [
             Route(RESPONSE_PATH, _Endpoint(self), methods=["GET"]),
             Route(CANCEL_PATH, _Endpoint(self), methods=["POST"]),
-            Route(COUNT_TOKENS_PATH, _Endpoint(self), methods=["POST"]),
+            *(Route(path, _Endpoint(self), methods=["POST"]) for path in _READING),
         ]
 
     async def answer(self, scope: Scope, headers: Headers, receive: Receive, reply: Reply) -> None:
@@ -68,8 +74,11 @@ class PassThrough:
         tenant = self._tenants.caller(authorization_of(headers)).turn_tenant()
         with self._limits.turn(tenant), self._body_memory.hold() as held:
             body = await read_body(receive, headers, self._body_limits, held)
-            if scope["path"] == COUNT_TOKENS_PATH:
-                engine, path = self._counting(body), COUNT_TOKENS_PATH
+            if scope["path"] in _READING:
+                path = scope["path"]
+                fields = parse_fields(body)
+                engine, sent = self._reading(fields), self._rules.of(path, fields, tenant)
+                body = body if sent is fields else msgspec.json.encode(sent)
             else:
                 engine, path = self._storing(scope, tenant)
                 body = b""
@@ -77,9 +86,9 @@ class PassThrough:
             passing = _pass(engine, scope["method"], path, body, to_engine, reply)
             await while_connected(passing, receive)
 
-    def _counting(self, body: bytes) -> Engine:
+    def _reading(self, fields: Fields) -> Engine:
         """The least busy decoder with the request's model."""
-        model = read_model(parse_fields(body))
+        model = read_model(fields, self._cluster.models)
         check_model(model, self._cluster.models)
         load = {
             name: status.running + status.waiting
@@ -139,6 +148,11 @@ async def _pass(
     engine: Engine, method: str, path: str, body: bytes, headers: Mapping[str, str], reply: Reply
 ) -> None:
     async with engine.send(path, body, headers, method=method) as answer:
+        if not 200 <= answer.status < 500:
+            name = engine.spec.name
+            raise EngineFailed(
+                f"engine {name} answered with status {answer.status}", code="engine_error", engine=name
+            )
         content_type = answer.headers.get("content-type", "application/json")
         await reply.start(answer.status, {"content-type": content_type, "cache-control": "no-store"})
         async for chunk in answer.chunks():

@@ -13,6 +13,7 @@ from conserve_server.engines.wire import API_OF, Api, Fields, decode_leg, prefil
 from conserve_server.gateway.engine_fields import EngineFields
 from conserve_server.gateway.identity import DEFAULT_TENANT
 from conserve_server.gateway.json_text import check_text, what_is_wrong
+from conserve_server.gateway.transferable import is_transferable
 
 T = TypeVar("T")
 MAX_FIELDS: Final = 1_000
@@ -21,15 +22,24 @@ MAX_MODEL_LENGTH: Final = 512
 """Characters of a model's name: it is kept with the conversation."""
 
 
+_Flag = bool | int | float | str | None
+"""vLLM (pydantic) takes flags in many forms: `"false"`, `0`, `"off"`."""
+
+
 class _StreamOptions(msgspec.Struct):
-    include_usage: bool | None = None
+    include_usage: _Flag = None
 
 
 # Made once: a decoder made anew costs more than decoding a short field.
 _READ_FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _Name = Annotated[str, msgspec.Meta(max_length=MAX_MODEL_LENGTH)]
 _READ_TEXT: Final = msgspec.json.Decoder(_Name | None).decode
-_READ_FLAG: Final = msgspec.json.Decoder(bool | None).decode
+_READ_FLAG: Final = msgspec.json.Decoder(_Flag).decode
+_NUMBERS: Final[dict[float, bool]] = {0: False, 1: True}
+_FLAGS: Final = {
+    **dict.fromkeys(("true", "1", "yes", "y", "on", "t"), True),
+    **dict.fromkeys(("false", "0", "no", "n", "off", "f"), False),
+}
 _READ_OPTIONS: Final = msgspec.json.Decoder(_StreamOptions | None).decode
 _ONE_TENANT: Final = EngineFields()
 
@@ -56,8 +66,11 @@ class TurnRequest:
 
     @property
     def needs_its_decoder(self) -> bool:
-        """Whether only the engine that answered before can read the prompt: it stored what came before."""
-        return self.api is Api.RESPONSES and _has(self.fields, "previous_response_id")
+        """Whether its decoder has to compute the prompt itself: no KV can come from elsewhere, or only the
+        engine that answered before can read it, as it stored what came before.
+        """
+        is_going_on = self.api is Api.RESPONSES and _has(self.fields, "previous_response_id")
+        return is_going_on or not is_transferable(self.path, self.sent)
 
     def prefill_body(self, priority: int | None = None) -> bytes:
         """The prefill leg of this request."""
@@ -85,18 +98,19 @@ def parse_request(
     *,
     rules: EngineFields = _ONE_TENANT,
     tenant: str = DEFAULT_TENANT,
+    served: Collection[str] = (),
 ) -> TurnRequest:
     """Read a request for text. Raises InvalidRequest naming the field that is wrong.
 
-    `rules` say which fields engines get for the tenant.
+    `rules` say which fields engines get for the tenant; `served` are the models that there are.
     """
     fields = parse_fields(body)
-    model = read_model(fields)
-    is_streamed = bool(_field(fields, "stream", _READ_FLAG, False))
+    model = read_model(fields, served)
+    is_streamed = _flag("stream", _field(fields, "stream", _READ_FLAG, False))
     wants_usage = True  # the other APIs' streams always end with it
     if API_OF[path] is Api.COMPLETIONS:
         options = _field(fields, "stream_options", _READ_OPTIONS, None)
-        wants_usage = bool(options is not None and options.include_usage)
+        wants_usage = options is not None and _flag("stream_options", options.include_usage)
     sent = rules.of(path, fields, tenant)
     return TurnRequest(path, body, fields, sent, model, is_streamed, wants_usage, request_id)
 
@@ -114,12 +128,30 @@ def parse_fields(body: bytes) -> dict[str, msgspec.Raw]:
     return fields
 
 
-def read_model(fields: Fields) -> str:
-    """The model that the request names. Raises InvalidRequest where it names none."""
+def read_model(fields: Fields, served: Collection[str] = ()) -> str:
+    """The model that the request names, or the only one that is served, as vLLM takes it.
+
+    Raises InvalidRequest where it names none and there are several, or none is known.
+    """
     model: str | None = _field(fields, "model", _READ_TEXT, None)
-    if not model:
-        raise InvalidRequest("model is missing: name the model to use", code="missing_model", param="model")
-    return model
+    if model:
+        return model
+    if len(served) == 1:
+        return next(iter(served))
+    known = f", one of {', '.join(sorted(served))}" if served else ""
+    raise InvalidRequest(
+        f"model is missing: name the model to use{known}", code="missing_model", param="model"
+    )
+
+
+def _flag(name: str, value: _Flag) -> bool:
+    """A flag as pydantic reads it. Raises InvalidRequest for what it would refuse."""
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    found = _FLAGS.get(value.lower()) if isinstance(value, str) else _NUMBERS.get(value)
+    if found is None:
+        raise InvalidRequest(f"{name} is wrong: {value!r} is no flag", code="invalid_field", param=name)
+    return found
 
 
 def _has(fields: Fields, name: str) -> bool:

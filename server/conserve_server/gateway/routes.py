@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from conserve_server.core.errors import NoCapacity
+from conserve_server.engines.engine import EngineStatus, ModelCard
 from conserve_server.gateway.background import Background
 from conserve_server.gateway.cluster import Cluster
 from conserve_server.gateway.coordinator import Coordinator
 from conserve_server.gateway.draining import Draining
 from conserve_server.gateway.energy import GatewayEnergy
+from conserve_server.gateway.request import check_model
 from conserve_server.gateway.tenants import Tenants, authorization_of
 from conserve_server.telemetry.metrics import CONTENT_TYPE, GatewayMetrics
+
+MODELS_PATH: Final = "/v1/models"
+MODEL_PATH: Final = MODELS_PATH + "/{model:path}"
+"""A model's name may have slashes."""
 
 
 class Routes:
@@ -44,7 +51,8 @@ class Routes:
     def table(self) -> list[Route]:
         """The routes, for the application."""
         return [
-            Route("/v1/models", self.models),
+            Route(MODELS_PATH, self.models),
+            Route(MODEL_PATH, self.model),
             Route("/v1/energy", self.energy),
             Route("/health", self.health),
             Route("/metrics", self.metrics),
@@ -53,11 +61,20 @@ class Routes:
     async def models(self, request: Request) -> Response:
         """The models that the decode engines serve, as OpenAI lists them."""
         self._tenants.caller(authorization_of(request.headers))
-        cards = [
-            {"id": model, "object": "model", "owned_by": "conserve", "max_model_len": status.max_model_len}
-            for model, status in sorted(self._cluster.models.items())
-        ]
+        cards = [_card(model, status) for model, status in sorted(self._cluster.models.items())]
         return JSONResponse({"object": "list", "data": cards})
+
+    async def model(self, request: Request) -> Response:
+        """One of them. Raises a 404 for any other."""
+        self._tenants.caller(authorization_of(request.headers))
+        name: str = request.path_params["model"]
+        status = self._cluster.models.get(name)
+        if status is None:
+            check_model(name, self._cluster.models)
+            raise NoCapacity(
+                f"no decode engine is up: {self._cluster.why_no_decoder()}", code="no_decode_engine"
+            )
+        return JSONResponse(_card(name, status))
 
     async def health(self, request: Request) -> Response:
         """200 while a decode engine is up and all loops run, else 503, as while draining.
@@ -107,3 +124,17 @@ class Routes:
         self._metrics.set_queues(waiting=scheduler.waiting_turns, by_state=by_state)
         self._energy.scrape(self._metrics.energy)
         return Response(self._metrics.page(), media_type=CONTENT_TYPE)
+
+
+def _card(name: str, status: EngineStatus) -> dict[str, Any]:
+    """A model as its engine lists it; `created` of one that an engine dates not is 0."""
+    found = next((card for card in status.cards if card.id == name), ModelCard(name))
+    return {
+        "id": name,
+        "object": "model",
+        "created": found.created or 0,
+        "owned_by": "conserve",
+        "root": found.root or name,
+        "parent": found.parent,
+        "max_model_len": found.max_model_len or status.max_model_len,
+    }

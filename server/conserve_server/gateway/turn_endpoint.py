@@ -78,7 +78,14 @@ class TurnEndpoint:
             tenant = self._tenants.caller(authorization_of(headers)).turn_tenant()
             with self._limits.turn(tenant), self._body_memory.hold() as held:
                 body = await read_body(receive, headers, self._body_limits, held, connection)
-                request = parse_request(scope["path"], body, request_id, rules=self._rules, tenant=tenant)
+                request = parse_request(
+                    scope["path"],
+                    body,
+                    request_id,
+                    rules=self._rules,
+                    tenant=tenant,
+                    served=self._cluster.models,
+                )
                 serve = self._serve(request, headers, tenant, reply)
                 if connection is None:
                     await while_connected(serve, receive)

@@ -34,6 +34,7 @@ from conserve_server.engines.emulated.messages import MessagesDialect, count_tok
 from conserve_server.engines.emulated.metrics import EngineMetrics
 from conserve_server.engines.emulated.pages import Pages
 from conserve_server.engines.emulated.responses import ResponsesDialect, stored_routes
+from conserve_server.engines.emulated.tokenizing import tokenize_routes
 from conserve_server.engines.emulated.wire import Dialect, WireError, bad_request, http_error, parse_body
 from conserve_server.engines.wire import CHAT_PATH, COMPLETIONS_PATH, MESSAGES_PATH, RESPONSES_PATH
 
@@ -74,6 +75,7 @@ def create_emulated_engine(
             ),
             *stored_routes(responses),
             Route(MESSAGES_PATH + "/count_tokens", _count_route(config), methods=["POST"]),
+            *tokenize_routes(config),
             *_looks(config, metrics),
             *conversation_routes(loop.conversations, config),
             Route("/emulated/kv/{engine_id}/{request_id}", _lease_route(loop.leases), methods=_LEASE_METHODS),
