@@ -110,7 +110,7 @@ class BoundedFileExporter(SpanExporter):
     def __init__(self, path: pathlib.Path, *, limit_bytes: int = LIMIT_BYTES) -> None:
         self._path = path
         self._limit_bytes = limit_bytes
-        self._file = FileSpanExporter(path)
+        self._file = _private_file(path)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Append one line."""
@@ -120,7 +120,7 @@ class BoundedFileExporter(SpanExporter):
         self._file.shutdown()
         if is_there:
             self._path.replace(self._path.with_suffix(f".1{self._path.suffix}"))
-        self._file = FileSpanExporter(self._path)
+        self._file = _private_file(self._path)
         return self._file.export(spans)
 
     def shutdown(self) -> None:
@@ -131,6 +131,12 @@ class BoundedFileExporter(SpanExporter):
         """Every batch is flushed as it is written."""
         del timeout_millis
         return True
+
+
+def _private_file(path: pathlib.Path) -> FileSpanExporter:
+    """An exporter to the file, which is its owner's alone where it is new."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
+    return FileSpanExporter(path)
 
 
 class FlushAtExit:

@@ -105,7 +105,8 @@ def _ensure_provider(service_name: str) -> pathlib.Path | None:
     provider = TracerProvider(resource=resource, shutdown_on_exit=False, sampler=sampler_from_environment())
     _stamp(provider)
     for exporter in exporters:
-        provider.add_span_processor(BatchSpanProcessor(exporter))
+        # A process that is killed loses the spans of its last second; OpenTelemetry's default is five.
+        provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=1000))
     FlushAtExit(provider.shutdown)
     trace.set_tracer_provider(provider)
     return path

@@ -7,9 +7,6 @@ import itertools
 import shutil
 import ssl
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -18,72 +15,7 @@ from hypothesis import strategies as st
 
 from conserve_server.core.errors import EngineFailed
 from conserve_server.engines.connection import READ_AHEAD_BYTES, Connection
-from conserve_server.engines.connections import Connections
-
-WAIT_S = 10.0
-HELLO = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\ncontent-length: 5\r\n\r\nhello"
-
-Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-@dataclass
-class ScriptedEngine:
-    """A server that plays one script a request, the last one again and again."""
-
-    scripts: Sequence[Script]
-    url: str = ""
-    accepted: int = 0
-    requests: list[bytes] = field(default_factory=list)
-    hung_up: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.accepted += 1
-        try:
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
-                self.requests.append(head + await reader.readexactly(length))
-                await self.scripts[min(len(self.requests), len(self.scripts)) - 1](reader, writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            self.hung_up.set()
-        finally:
-            writer.close()
-
-
-def says(*pieces: bytes, then_closes: bool = False) -> Script:
-    async def script(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        for piece in pieces:
-            writer.write(piece)
-            await writer.drain()
-        if then_closes:
-            raise ConnectionAbortedError
-
-    return script
-
-
-async def is_silent(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
-    await reader.readexactly(1)
-
-
-@asynccontextmanager
-async def engine(
-    *scripts: Script, tls: ssl.SSLContext | None = None, prefix: str = "", silence_timeout_s: float = WAIT_S
-) -> AsyncIterator[tuple[ScriptedEngine, Connections]]:
-    scripted = ScriptedEngine(scripts)
-    server = await asyncio.start_server(scripted.serve, "127.0.0.1", 0, ssl=tls)
-    port = server.sockets[0].getsockname()[1]
-    url = f"{'https' if tls else 'http'}://localhost:{port}{prefix}"
-    connections = Connections("decode-0", url, silence_timeout_s=silence_timeout_s)
-    try:
-        async with server, asyncio.timeout(WAIT_S):
-            yield scripted, connections
-            connections.close()
-    finally:
-        connections.close()
-
-
-async def ask(connections: Connections, body: bytes = b"{}") -> bytes:
-    async with connections.request("POST", "/v1/chat/completions", {}, body) as answer:
-        return b"".join([chunk async for chunk in answer.chunks()])
+from tests.engines.scripted import HELLO, WAIT_S, ask, engine, is_silent, says
 
 
 async def test_requests_one_after_the_other_share_a_connection() -> None:
@@ -365,36 +297,3 @@ async def read_split(parts: list[bytes]) -> tuple[int, str, bytes, bool]:
         await asyncio.sleep(0)
     status = await asyncio.wait_for(reading, WAIT_S)
     return status, read.pop().decode(), b"".join(read), connection.done()
-
-
-SECOND = b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nsecret"
-CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
-
-
-@pytest.mark.parametrize("first", [HELLO, CHUNKED])
-@pytest.mark.parametrize("surplus", [SECOND, SECOND[:20], b"junk", b"\r\nHTTP/1.1 500 no\r\n\r\n"])
-async def test_what_follows_an_answer_is_no_part_of_it_and_of_no_other(first: bytes, surplus: bytes) -> None:
-    """The connection is not used again, whatever the engine sent behind its answer."""
-    async with engine(says(first + surplus), says(HELLO)) as (scripted, connections):
-        assert [await ask(connections) for _ in range(2)] == [b"hello", b"hello"]
-        assert scripted.accepted == 2
-
-
-async def test_an_engine_that_ends_at_a_request_was_asked_though_its_connection_looked_stale() -> None:
-    async def ends(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
-        raise ConnectionAbortedError
-
-    async with engine(says(HELLO), ends) as (_, connections):
-        assert await ask(connections) == b"hello"
-        with pytest.raises(EngineFailed) as raised:
-            await ask(connections)
-        assert raised.value.was_asked
-
-
-async def test_an_engine_that_cannot_be_reached_was_not_asked() -> None:
-    async with engine(says(HELLO)) as (scripted, _):
-        url = scripted.url
-    connections = Connections("decode-0", url or "http://127.0.0.1:9", silence_timeout_s=WAIT_S)
-    with pytest.raises(EngineFailed) as raised:
-        await ask(connections)
-    assert not raised.value.was_asked

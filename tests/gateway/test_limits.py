@@ -9,6 +9,7 @@ from conserve_sdk.protocol import headers
 from conserve_server.cli.serve import KEEP_ALIVE_S
 from conserve_server.core import texts
 from conserve_server.core.config import GatewayConfig
+from conserve_server.engines import connection
 from conserve_server.gateway import (
     connections,
     conversation_routes,
@@ -41,6 +42,7 @@ FIXED: dict[str, tuple[str, ...]] = {
     "a connection on which no request has begun": (f"{KEEP_ALIVE_S} s",),
     "the body of tool events": (f"{conversation_routes.MAX_EVENTS_BYTES} B",),
     "strings, objects and lists of a body": (f"{json_text.MAX_ITEMS}",),
+    "an engine's heads and framing, without a byte of a body": (f"{connection.MAX_FRAMING_BYTES} B",),
     "engines that one request may end": (f"{retries.MAX_LOSSES}", f"{retries.REMEMBERED_S:g} s"),
     "fields of a body": (f"{request.MAX_FIELDS}",),
     "those, and commas, of a history that is recognised": (f"{recognition.MAX_RECOGNISED_ITEMS}",),

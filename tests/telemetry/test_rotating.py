@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pathlib
+from pathlib import Path
 
 from conserve_server.telemetry.rotating import RotatingFile
 
@@ -32,3 +33,9 @@ def test_a_file_that_exists_is_appended_to_within_the_limit(tmp_path: pathlib.Pa
     assert path.read_text() == "before\nafter\n"
     file.close()
     assert file.closed
+
+
+def test_a_new_file_is_its_owners_alone(tmp_path: Path) -> None:
+    path = tmp_path / "spans.jsonl"
+    RotatingFile(path).close()
+    assert path.stat().st_mode & 0o077 == 0

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import sys
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -41,13 +39,16 @@ def run(args: argparse.Namespace) -> int:
 
     from conserve_server.cli.listening import listen, listening
     from conserve_server.core.clock import SystemClock
+    from conserve_server.core.logs import log_to_stderr
     from conserve_server.energy.node_agent import device_names, node_app
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    log_to_stderr()
     with listening(args.host, args.port) as sockets:
         meter = _meter(args.meter, args.sample_s)
         app = node_app(meter, SystemClock().now_s)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on"))
+        server = uvicorn.Server(
+            uvicorn.Config(app, log_config=None, log_level="warning", access_log=False, lifespan="on")
+        )
         listen(sockets, write_timeout_s=WRITE_TIMEOUT_S)
         host, port = args.host, sockets[0].getsockname()[1]
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

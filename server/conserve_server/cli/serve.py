@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     from conserve_server.cli.listening import listening
     from conserve_server.core.config import load_config
     from conserve_server.core.errors import ConfigError
+    from conserve_server.core.logs import log_to_stderr
     from conserve_server.scheduling.policies import policy_of
 
     def load() -> Config:
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     if args.up and not config.is_local:
         raise ConfigError(f"{args.config} lists running engines: leave out --up, or set pools.decode.count")
     policy_of(config.scheduler, serves_own_engines=config.is_local)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    log_to_stderr()
     with (
         listening(config.gateway.host, config.gateway.port) as sockets,
         _traced() as traces,
@@ -213,6 +214,7 @@ def _server(config: Config, app: Starlette, draining: Draining) -> GatewayServer
     settings = uvicorn.Config(
         app,
         http=TurnProtocol,
+        log_config=None,  # its records go the way of ours
         log_level="warning",
         access_log=False,
         lifespan="on",

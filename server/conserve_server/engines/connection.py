@@ -18,6 +18,9 @@ from conserve_server.engines.reasons import why_hung_up, why_not_http
 
 READ_AHEAD_BYTES: Final = 256 * 1024
 """What may lie here unread before the engine is held back."""
+MAX_FRAMING_BYTES: Final = 256 * 1024
+"""What may come without a byte of a body: headers, interim responses (1xx), sizes and extensions of chunks,
+trailers. vLLM's own heads have less than a kilobyte."""
 STALE_S: Final = 1.0
 """A reused connection that breaks this soon, and before any answer, had been closed while it was idle."""
 _BODILESS: Final = (204, 304)
@@ -63,7 +66,7 @@ class Connection(asyncio.Protocol):
         self._error: EngineFailed | None = None
         self._heard_s = self._sent_s = 0.0
         self._is_paused = self._ends_with_connection = self._keeps_alive = self._has_surplus = False
-        self._requests = 0
+        self._requests = self._framing_bytes = 0
         self.idle_since_s = 0.0
         """On the loop's clock."""
 
@@ -83,6 +86,7 @@ class Connection(asyncio.Protocol):
             raise self._error or lost(self._engine, "it hung up")
         response = self._response = Response()
         self._requests += 1
+        self._framing_bytes = 0
         self._sent_s = self._heard_s = self._loop.time()
         if self._timer is None:
             self._timer = self._loop.call_later(self._silence_timeout_s, self._check_silence)
@@ -149,7 +153,6 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        self._heard_s = self._loop.time()
         response = self._response
         if response is None:
             self.abort()  # nothing was asked for
@@ -158,15 +161,23 @@ class Connection(asyncio.Protocol):
             self._has_surplus = True
             return
         response.has_begun = True
+        self._framing_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._fail(lost(self._engine, why_not_http(str(error), data)))
-            self._transport.abort()
+            self._break_off(why_not_http(str(error), data))
+        if self._framing_bytes > MAX_FRAMING_BYTES:
+            self._break_off(
+                f"it sends more than {MAX_FRAMING_BYTES} bytes of heads or framing without a body"
+            )
         if response.unread_bytes > READ_AHEAD_BYTES and not self._is_paused:
             self._is_paused = True
             self._transport.pause_reading()
         self._wake()
+
+    def _break_off(self, why: str) -> None:
+        self._fail(lost(self._engine, why))
+        self._transport.abort()
 
     def eof_received(self) -> bool:
         return False  # the transport closes itself
@@ -230,6 +241,7 @@ class Connection(asyncio.Protocol):
             response.headers.clear()  # 1xx: the answer is still to come
             return
         response.has_head = True
+        self._heard_s = self._loop.time()  # a head that trickles in is none before its end
         self._keeps_alive = self._parser.should_keep_alive()
         has_end = "content-length" in response.headers or "transfer-encoding" in response.headers
         self._ends_with_connection = not has_end and response.status not in _BODILESS
@@ -238,6 +250,8 @@ class Connection(asyncio.Protocol):
         response = cast(Response, self._response)
         if self._has_surplus:
             return
+        self._heard_s = self._loop.time()
+        self._framing_bytes = 0
         response.pieces.append(piece)
         response.unread_bytes += len(piece)
 

@@ -178,7 +178,7 @@ def _start(argv: list[str], log: str) -> int:
 def _become(argv: list[str], log: str, guardian: int) -> None:
     """In the child: its own session, its output to the log, dead with its guardian, then the program."""
     os.setsid()
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

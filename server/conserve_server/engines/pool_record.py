@@ -27,7 +27,7 @@ def claimed(config: Config) -> Iterator[Path]:
     """The run directory as ours alone; its record goes with it. Raises ConfigError if it can't be."""
     run_dir = Path(config.launcher.run_dir)
     try:
-        (run_dir / "logs").mkdir(parents=True, exist_ok=True)
+        (run_dir / "logs").mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = (run_dir / "pool.lock").open("a")
     except OSError as error:
         raise ConfigError(f"launcher.run_dir: {run_dir} can't be written to: {error}") from error

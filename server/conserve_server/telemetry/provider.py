@@ -24,6 +24,8 @@ from conserve_server.telemetry.rotating import RotatingFile
 from conserve_server.telemetry.sampling import sampler_from_environment
 
 _SCOPE = "conserve_server"
+FILE_DELAY_MS = 1000
+"""A process that is killed loses the spans of its last second; OpenTelemetry's own default is five."""
 _EXPORTER = "OTEL_TRACES_EXPORTER"
 _ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _TRACES_ENDPOINT = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
@@ -119,7 +121,8 @@ def _keep(provider: TracerProvider, service_name: str, folder: pathlib.Path) -> 
             f"set CONSERVE_TRACE_DIR to a folder that can be written, or {_EXPORTER}=none"
         ) from error
     # The exporter writes lines, flushes, and asks whether it is closed: no more of IO is needed.
-    provider.add_span_processor(BatchSpanProcessor(FileSpanExporter(stream=cast(IO[str], file))))
+    exporter = FileSpanExporter(stream=cast(IO[str], file))
+    provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=FILE_DELAY_MS))
     return f"written to {path} (see `conserve trace`)", file
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import pathlib
+from typing import BinaryIO
 
 DEFAULT_LIMIT_BYTES = 64 * 1024 * 1024
 
@@ -18,7 +20,7 @@ class RotatingFile(io.TextIOBase):
     def __init__(self, path: pathlib.Path, *, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
         self._path = path
         self._limit_bytes = limit_bytes
-        self._file = path.open("ab")
+        self._file = _opened(path)
 
     def write(self, text: str) -> int:
         data = text.encode()
@@ -38,5 +40,10 @@ class RotatingFile(io.TextIOBase):
     def _rotate(self) -> None:
         full = self._file
         self._path.replace(self._path.with_suffix(f".1{self._path.suffix}"))
-        self._file = self._path.open("ab")
+        self._file = _opened(self._path)
         full.close()
+
+
+def _opened(path: pathlib.Path) -> BinaryIO:
+    """To append to; a new file is its owner's alone, as spans tell whose conversations ran when."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
