@@ -49,6 +49,8 @@ class RebindCause(StrEnum):
     """Its decoder is to go, and it was still bound there when the drain's time was over."""
     PLACEMENT_FAILED = "placement-failed"
     """The turn that was to bind it anew ended before a decoder had answered."""
+    YIELDED = "yielded"
+    """It was at rest and gave its room to a turn that waited; what is cached of it is where it was."""
     MOVED = "moved"
     """The placement policy chose another decoder."""
 

@@ -143,7 +143,9 @@ async def test_health_names_every_loop(gateway: Served) -> None:
     expected: set[tuple[str, str | None]] = {
         (name, engine) for name in of_engines for engine in gateway.engines
     }
-    expected |= {(name, None) for name in ("expiry", "engine_drains", "energy_meters", "stream_heads")}
+    expected |= {
+        (name, None) for name in ("expiry", "engine_drains", "energy_meters", "stream_heads", "yielding")
+    }
     assert {(loop["loop"], loop["engine"]) for loop in loops} == expected
 
 

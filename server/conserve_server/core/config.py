@@ -65,6 +65,9 @@ class TenantConfig(Part):
     """A file with one key a line, `#` begins a comment; relative to the working directory."""
     max_conversations: int | None = Field(default=None, gt=0)
     max_concurrent_turns: int | None = Field(default=None, gt=0)
+    kv_share: float = Field(default=1.0, gt=0)
+    """Its weight where tenants want more KV than there is: each may hold that part of all weights, and more
+    while others want less."""
     cache_group: TenantName | None = None
     """Tenants of one group trust one another: they share cached prompts. None: it shares with nobody."""
 
@@ -121,6 +124,9 @@ class GatewayConfig(Part):
     synthetic_idle_timeout_s: Seconds = 300.0
     """The same for a conversation that no client named. Shorter: nobody can release one, most are
     over after one turn, and a tool rarely runs longer."""
+    yield_after_s: Seconds = 30.0
+    """While turns wait for room, a named conversation that has rested for so long gives up its reservation.
+    It goes on: its next turn is placed again, where it was if there is room. Longer than most tools run."""
     recognised_kept: int = Field(default=50_000, ge=0)
     """How many conversations of one tenant and model can be recognised by their message history;
     0 recognises none. Each takes about half a kilobyte."""

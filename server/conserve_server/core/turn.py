@@ -20,6 +20,8 @@ class Turn:
     prompt_tokens: int
     total_tokens: int | None = None
     """Tokens that the conversation will have held at its end: known in the replay of a trace alone."""
+    tenant: str = ""
+    """Whose it is: turns of several tenants take turns where they wait for room."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,8 @@ from functools import partial
 
 from opentelemetry.trace import Tracer
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
-from conserve_sdk.protocol import EXPOSED_HEADERS
 from conserve_server.core.clock import Clock
 from conserve_server.core.config import Config, GatewayConfig
 from conserve_server.engines.conversation_kv import ConversationKv
@@ -36,18 +33,17 @@ from conserve_server.gateway.engine_drains import EngineDrains
 from conserve_server.gateway.engine_fields import EngineFields
 from conserve_server.gateway.engine_profiles import profile_of
 from conserve_server.gateway.error_answers import EXCEPTION_HANDLERS
-from conserve_server.gateway.hosts import AllowedHosts, RefusesOtherHosts
 from conserve_server.gateway.kv_signals import KvSignals
 from conserve_server.gateway.limits import BodyLimits, TurnLimits
 from conserve_server.gateway.live_routes import LiveRoutes
 from conserve_server.gateway.live_view import LiveView
+from conserve_server.gateway.middlewares import middleware_of
 from conserve_server.gateway.openapi import openapi_route
 from conserve_server.gateway.page_routes import page_routes
 from conserve_server.gateway.pass_through import PassThrough
 from conserve_server.gateway.passing_on import PassingOn
 from conserve_server.gateway.refusals import Refusals
 from conserve_server.gateway.reload import Reload
-from conserve_server.gateway.request_id import REQUEST_ID, AnswersRequestId
 from conserve_server.gateway.retries import Retries, RetriesBook
 from conserve_server.gateway.routes import Routes
 from conserve_server.gateway.stream_heads import StreamHeads
@@ -58,6 +54,7 @@ from conserve_server.gateway.turn_books import TurnBooks
 from conserve_server.gateway.turn_endpoint import TurnEndpoint
 from conserve_server.gateway.turn_life import TurnLives
 from conserve_server.gateway.turn_protocol import TURN_ROUTES
+from conserve_server.gateway.yielding import Yielding
 from conserve_server.scheduling.policy import Policy
 from conserve_server.scheduling.scheduler import Scheduler
 from conserve_server.telemetry.metrics import GatewayMetrics
@@ -96,6 +93,7 @@ class _Core:
     stream_heads: StreamHeads
     limits: TurnLimits
     rules: EngineFields
+    yielding: Yielding
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +109,7 @@ class _Parts:
     reload: Reload
     energy: GatewayEnergy
     stream_heads: StreamHeads
+    yielding: Yielding
     metrics: GatewayMetrics
 
 
@@ -149,7 +148,7 @@ def create_app(
 
     app = Starlette(
         lifespan=lifespan,
-        middleware=_middleware(config),
+        middleware=middleware_of(config),
         exception_handlers=EXCEPTION_HANDLERS,
     )
     app.state.problem = lambda: background.problem
@@ -161,7 +160,12 @@ def _begin_loops(parts: _Parts, given: _Given) -> None:
     clock, background, interval_s = given.clock, given.background, given.config.gateway.probe_interval_s
     parts.cluster.start(background, clock, interval_s)
     parts.conversations.signals.start(background, parts.cluster.statuses, interval_s)
-    for name, sweep in (("expiry", parts.conversations.expire), ("engine_drains", parts.drains.sweep)):
+    sweeps = {
+        "expiry": parts.conversations.expire,
+        "engine_drains": parts.drains.sweep,
+        "yielding": parts.yielding.look,
+    }
+    for name, sweep in sweeps.items():
         background.keep(name, partial(_sweep, sweep, clock, interval_s))
     background.keep("energy_meters", given.energy.run)
     background.keep("stream_heads", parts.stream_heads.run)
@@ -174,24 +178,6 @@ def _for_connections(parts: _Parts, config: Config) -> dict[str, object]:
         TURN_ROUTES: {path.encode(): parts.endpoint for path in API_OF},
         CONNECTION_LIMITS: limits,
     }
-
-
-def _middleware(config: Config) -> list[Middleware]:
-    """CORS only where it is configured: a turn passes through nothing that it does not need."""
-    found = [Middleware(AnswersRequestId, turn_paths=frozenset(API_OF))]
-    if config.gateway.cors_origins:
-        cors = Middleware(
-            CORSMiddleware,
-            allow_origins=config.gateway.cors_origins,
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["*"],
-            expose_headers=[REQUEST_ID, "retry-after", *EXPOSED_HEADERS],
-        )
-        found.insert(0, cors)
-    hosts = AllowedHosts.from_config(config.gateway)
-    if hosts is not None:
-        found.append(Middleware(RefusesOtherHosts, hosts))
-    return found
 
 
 def _core(given: _Given, stack: ExitStack) -> _Core:
@@ -222,7 +208,10 @@ def _core(given: _Given, stack: ExitStack) -> _Core:
     )
     drains = EngineDrains(cluster, coordinator, timeout_s=gateway.engine_drain_timeout_s)
     limits, rules = TurnLimits.from_config(gateway), EngineFields.from_config(gateway)
-    reload = _reload(given, cluster, drains, make_engine, (limits, rules, conversations))
+    yielding = Yielding(coordinator, conversations.log, after_s=gateway.yield_after_s)
+    yielding.become(gateway)
+    of_tenants = (limits, rules, conversations, yielding)
+    reload = _reload(given, cluster, drains, make_engine, of_tenants)
     return _Core(
         coordinator,
         metrics,
@@ -236,6 +225,7 @@ def _core(given: _Given, stack: ExitStack) -> _Core:
         StreamHeads(clock, gateway.stream_head_after_s),
         limits,
         rules,
+        yielding,
     )
 
 
@@ -244,7 +234,7 @@ def _reload(
     cluster: Cluster,
     drains: EngineDrains,
     make_engine: Callable[[EngineSpec], VllmEngine],
-    of_tenants: Sequence[TurnLimits | EngineFields | Conversations],
+    of_tenants: Sequence[TurnLimits | EngineFields | Conversations | Yielding],
 ) -> Reload:
     def on_tenants(changed: GatewayConfig) -> None:
         for each in of_tenants:
@@ -301,6 +291,7 @@ def _build(given: _Given, stack: ExitStack) -> _Parts:
         core.reload,
         energy,
         core.stream_heads,
+        core.yielding,
         core.metrics,
     )
 

@@ -54,7 +54,7 @@ class SchedulerBook(TurnBook):
 
     def counted(self, live: LiveTurn) -> None:
         if live.usage is not None:
-            self._coordinator.estimate.learn(len(live.request.body), live.usage.prompt_tokens)
+            self._coordinator.estimate.learn(live.kind, live.request.size, live.usage.prompt_tokens)
         if live.later_tokens:
             self._coordinator.tokens(live.turn, live.later_tokens)
 

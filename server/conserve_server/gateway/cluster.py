@@ -48,6 +48,7 @@ class Cluster:
         self._engines = {engine.spec.name: engine for engine in engines}
         self._coordinator = coordinator
         coordinator.why_no_decoder = self.why_no_decoder
+        coordinator.longest_of = self.longest_of
         self._metrics = metrics
         self._on_removed = on_removed
         self._on_lost = on_lost
@@ -241,6 +242,11 @@ class Cluster:
         if self.reasons.get(name) != (why := str(error)):
             self.reasons[name] = why
             log.warning("engine %s is not up, at %s: %s", name, self._engines[name].spec.url, why)
+
+    def longest_of(self, model: str) -> int | None:
+        """The longest prompt that the model takes, as an engine says; None where none has."""
+        status = self.models.get(model)
+        return status.max_model_len if status is not None else None
 
     def why_no_decoder(self) -> str:
         """Why no decode engine is up: what the first one says of itself, and how many others there are."""

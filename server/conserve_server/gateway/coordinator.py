@@ -10,7 +10,8 @@ from itertools import count
 from conserve_server.core.clock import Clock
 from conserve_server.core.errors import NoCapacity, TurnError
 from conserve_server.core.turn import Turn
-from conserve_server.gateway.estimate import TokenEstimate
+from conserve_server.gateway.estimate import Kind, TokenEstimate
+from conserve_server.gateway.prompt_size import PromptSize
 from conserve_server.gateway.telling import BookErrors
 from conserve_server.scheduling.actions import Action, PlacementFailed, Start
 from conserve_server.scheduling.engine_state import EngineProfile
@@ -63,6 +64,8 @@ class Coordinator:
         self._inboxes: dict[int, _Inbox] = {}
         self._ids = count(1)
         self.estimate = TokenEstimate()
+        self.longest_of: Callable[[str], int | None] = lambda _model: None
+        """The longest prompt that a model takes, where engines have said so."""
         self.why_no_decoder: Callable[[], str] = _nothing_known
         """What is said to a turn that no decode engine could take."""
 
@@ -71,9 +74,10 @@ class Coordinator:
         """Turns that have arrived and not ended."""
         return len(self._inboxes)
 
-    def new_turn(self, conversation_id: str, body_bytes: int) -> Turn:
+    def new_turn(self, conversation_id: str, kind: Kind, size: PromptSize) -> Turn:
         """A turn that has still to arrive; its prompt's length is an estimate."""
-        return Turn(next(self._ids), conversation_id, self.estimate.prompt_tokens(body_bytes))
+        tokens = self.estimate.prompt_tokens(kind, size, self.longest_of(kind.model))
+        return Turn(next(self._ids), conversation_id, tokens, tenant=kind.tenant)
 
     def arrive(self, turn: Turn) -> None:
         """The turn arrived; end it with `ended`, whatever happens."""
@@ -106,11 +110,8 @@ class Coordinator:
         except TimeoutError as error:
             raise self._no_room(limit_s) from error
 
-    def prefilled(
-        self, turn: Turn, prompt_tokens: int, body_bytes: int, cached_tokens: int | None = None
-    ) -> None:
+    def prefilled(self, turn: Turn, prompt_tokens: int, cached_tokens: int | None = None) -> None:
         """The prefill leg answered with the true length of its prompt."""
-        self.estimate.learn(body_bytes, prompt_tokens)
         now_s = self._clock.now_s()
         self._deliver(self.scheduler.on_prefilled(turn.id, prompt_tokens, now_s, cached_tokens))
 
@@ -149,6 +150,10 @@ class Coordinator:
             cached_tokens=cached_tokens,
         )
         self._deliver(actions)
+
+    def yield_conversation(self, conversation_id: str) -> None:
+        """The conversation is at rest: its room is for those that wait; nothing if a turn has come since."""
+        self._deliver(self.scheduler.on_conversation_yielded(conversation_id, self._clock.now_s()))
 
     def end_conversation(self, conversation_id: str) -> None:
         self._deliver(self.scheduler.on_conversation_ended(conversation_id, self._clock.now_s()))

@@ -32,6 +32,7 @@ from conserve_server.core.errors import EngineFailed, TurnError
 from conserve_server.core.turn import Placement, Turn
 from conserve_server.energy.accounts import weakest
 from conserve_server.engines.wire import EngineTiming, Usage
+from conserve_server.gateway.estimate import Kind, kind_of
 from conserve_server.gateway.identity import DEFAULT_TENANT, Identity
 from conserve_server.gateway.recognition import Watch
 from conserve_server.gateway.record import ConversationRecord
@@ -108,6 +109,11 @@ class LiveTurn:
         self.placements += 1
         self.decode_started_s = now_s
         self.decode_started_ns = time.time_ns()
+
+    @property
+    def kind(self) -> Kind:
+        """Whose prompts its own is measured by."""
+        return kind_of(self.identity, self.request.path)
 
     @property
     def moved_kv(self) -> bool:

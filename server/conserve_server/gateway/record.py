@@ -110,6 +110,11 @@ class ConversationRecord:
             self._last_effective_turn = report.index
             self.ttfet_s = first_token_s - self.first_arrival_s - gap_s
 
+    @property
+    def has_open_tool(self) -> bool:
+        """Whether a tool call has begun, and no end of it was told."""
+        return any(tool.duration_s is None for tool in reversed(self.tools.values()))
+
     def note_tool(self, event: ToolEvent) -> None:
         """Note a tool boundary; an end without its start, or a late one, counts all the same."""
         is_known = event.call_id in self.tools

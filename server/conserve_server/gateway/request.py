@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Final, TypeVar
 
 import msgspec
@@ -13,6 +14,7 @@ from conserve_server.engines.wire import API_OF, Api, Fields, decode_leg, prefil
 from conserve_server.gateway.engine_fields import EngineFields
 from conserve_server.gateway.identity import DEFAULT_TENANT
 from conserve_server.gateway.json_text import check_text, what_is_wrong
+from conserve_server.gateway.prompt_size import PromptSize, prompt_size
 from conserve_server.gateway.transferable import is_transferable
 
 T = TypeVar("T")
@@ -44,7 +46,7 @@ _READ_OPTIONS: Final = msgspec.json.Decoder(_StreamOptions | None).decode
 _ONE_TENANT: Final = EngineFields()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TurnRequest:
     """One request for text: its path, its bytes, and the few fields that routing needs.
 
@@ -59,6 +61,11 @@ class TurnRequest:
     is_streamed: bool
     wants_usage: bool
     request_id: str = ""
+
+    @cached_property
+    def size(self) -> PromptSize:
+        """The prompt's size as its bytes tell it."""
+        return prompt_size(self.body)
 
     @property
     def api(self) -> Api:

@@ -147,9 +147,8 @@ class Turns:
         now_s = self._clock.now_s()
         live.prefill_s = now_s - started_s
         self._books.prefill_ends(live, now_s, answer)
-        self._coordinator.prefilled(
-            live.turn, answer.prompt_tokens, len(live.request.body), answer.cached_tokens
-        )
+        self._coordinator.estimate.learn(live.kind, live.request.size, answer.prompt_tokens)
+        self._coordinator.prefilled(live.turn, answer.prompt_tokens, answer.cached_tokens)
         return answer
 
     async def _decode(self, live: LiveTurn, params: bytes | None, reply: Reply) -> None:

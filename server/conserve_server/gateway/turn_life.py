@@ -10,6 +10,7 @@ from conserve_sdk.protocol import Outcome
 from conserve_server.core.clock import Clock
 from conserve_server.gateway.conversations import Conversations
 from conserve_server.gateway.coordinator import Coordinator
+from conserve_server.gateway.estimate import kind_of
 from conserve_server.gateway.identity import Identity
 from conserve_server.gateway.live_turn import LiveTurn
 from conserve_server.gateway.recognition import Watch
@@ -50,7 +51,7 @@ class TurnLives:
         self, request: TurnRequest, identity: Identity, carrier: Mapping[str, str], watch: Watch | None
     ) -> LiveTurn:
         now_s = self._clock.now_s()
-        turn = self._coordinator.new_turn(identity.key, len(request.body))
+        turn = self._coordinator.new_turn(identity.key, kind_of(identity, request.path), request.size)
         record = self._conversations.open(identity, now_s)
         return LiveTurn(turn, request, identity, record, now_s, carrier, watch)
 

@@ -96,6 +96,8 @@ class Conversation:
     turns: int = 0
     bindings: int = 0
     rebind_cause: RebindCause | None = None
+    yielded_on: str | None = None
+    """The decoder on which it gave up its room, until it is bound again."""
 
     @property
     def has_turns(self) -> bool:

@@ -9,6 +9,7 @@ from conserve_server.core.policy_config import EstimatesConfig
 from conserve_server.scheduling.engine_state import EngineProfile, EngineState
 from conserve_server.scheduling.ledger import DecoderLedger
 from conserve_server.scheduling.policy import EngineView, EngineViews
+from conserve_server.scheduling.shares import Shares
 from conserve_server.scheduling.view_cache import ViewCache
 
 
@@ -22,6 +23,7 @@ class EnginePools:
         self._estimates = estimates
         self._profiles: dict[str, EngineProfile] = {}
         self._draining: set[str] = set()
+        self.shares = Shares()
         self._doubted: set[str] = set()
         self._up: dict[str, EngineState] = {}
         self.ledgers: dict[str, DecoderLedger] = {}
@@ -52,6 +54,10 @@ class EnginePools:
         (self._draining.add if is_draining else self._draining.discard)(name)
         self._views.mark(name)
 
+    def takes_new(self, name: str) -> bool:
+        """Whether conversations may be placed there now."""
+        return name in self._up and name not in self._draining and name not in self._doubted
+
     def is_drained(self, name: str) -> bool:
         """Whether a draining engine holds and runs nothing any more, so that it may go."""
         state = self._up.get(name)
@@ -71,7 +77,11 @@ class EnginePools:
             changed = self._views.marker(name)
             if profile.takes_conversations:
                 self.ledgers[name] = DecoderLedger(
-                    capacity_tokens, self._budget_fraction, changed, partial(self._holds, name)
+                    capacity_tokens,
+                    self._budget_fraction,
+                    changed,
+                    partial(self._holds, name),
+                    self.shares.changed,
                 )
             self._up[name] = EngineState(profile, self.ledgers.get(name), self._estimates, changed)
             self._views.set_engines(each for each in self._profiles if each in self._up)
@@ -85,7 +95,12 @@ class EnginePools:
         if self._up.pop(name, None) is not None:
             self._views.set_engines(each for each in self._profiles if each in self._up)
         ledger = self.ledgers.pop(name, None)
-        return ledger.conversations if ledger else ()
+        if ledger is None:
+            return ()
+        lost = ledger.conversations
+        for conversation_id in lost:
+            ledger.release(conversation_id)
+        return lost
 
     def doubt(self, name: str) -> None:
         """The engine could not be reached just now: it takes nothing new until it is reported up again."""

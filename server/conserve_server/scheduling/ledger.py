@@ -18,7 +18,8 @@ UNBOUNDED = sys.maxsize
 class DecoderLedger:
     """One decoder's reservations, in KV tokens, by conversation.
 
-    `changed` is called after every change, `holds` with each conversation that held nothing before.
+    `changed` is called after every change, `holds` with each conversation that held nothing before,
+    `counts` with each conversation that holds more or less than before, and by how many tokens.
     """
 
     def __init__(
@@ -27,7 +28,9 @@ class DecoderLedger:
         budget_fraction: float,
         changed: Callable[[], None] = lambda: None,
         holds: Callable[[str], None] = lambda _: None,
+        counts: Callable[[str, int], None] = lambda _name, _tokens: None,
     ) -> None:
+        self._counts = counts
         self._holds = holds
         self._changed = changed
         self._budget_fraction = budget_fraction
@@ -89,6 +92,7 @@ class DecoderLedger:
         if held is None:
             self._holds(conversation_id)
         self._total += kv_tokens - (held or 0)
+        self._counts(conversation_id, kv_tokens - (held or 0))
         self._reserved[conversation_id] = kv_tokens
         self._changed()
 
@@ -102,5 +106,6 @@ class DecoderLedger:
         if freed is None:
             return 0
         self._total -= freed
+        self._counts(conversation_id, -freed)
         self._changed()
         return freed

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable
 
-from conserve_sdk.protocol import RebindCause
+from conserve_sdk.protocol import Path, RebindCause
 from conserve_server.core.turn import Placement
 from conserve_server.scheduling.actions import Action, PlacementFailed
 from conserve_server.scheduling.admission_queue import AdmissionQueue
@@ -25,7 +25,7 @@ class Placing:
         self._policy = policy
         self._legs = legs
         self._pools = pools
-        self.waiting = AdmissionQueue()
+        self.waiting = AdmissionQueue(pools.shares)
         self.now_s = 0.0
         """The driver's time at its latest report."""
         self.rebinds: Counter[RebindCause] = Counter()
@@ -83,13 +83,23 @@ class Placing:
 
     def _admit_head(self, state: TurnState) -> list[Action] | None:
         """Send it where the policy says; to an engine that failed it only if no other has room."""
-        placement = self._ask(state, self._legs.cluster_for(state, self.now_s))
+        placement = self._home(state) or self._ask(state, self._legs.cluster_for(state, self.now_s))
         if placement is None and state.failed_on:
             placement = self._ask(state, self._legs.cluster_view(self.now_s))
         if placement is None:
             return None
         self.waiting.remove(state.id)
         return self._lead(state, placement)
+
+    def _home(self, state: TurnState) -> Placement | None:
+        """Where a conversation that had yielded its room was, if there is room again: its KV may be there."""
+        home = state.conversation.yielded_on
+        ledger = self._pools.ledgers.get(home) if home is not None else None
+        if home is None or ledger is None or home in state.failed_on or not self._pools.takes_new(home):
+            return None
+        need = self._legs.own_tokens(state, state.prompt_tokens)
+        free = ledger.budget_tokens - ledger.reserved_tokens - ledger.unaccounted_tokens
+        return Placement(Path.LOCAL_PREFILL, home) if need <= free else None
 
     def _ask(self, state: TurnState, cluster: ClusterView) -> Placement | None:
         """What the policy says. Raises where it can't be, before anything has changed."""
@@ -163,6 +173,7 @@ class Placing:
         if state.rebind is not None:
             self.rebinds[state.rebind] += 1
         conversation.rebind_cause = None
+        conversation.yielded_on = None
         conversation.bindings += 1
         followers, conversation.followers = conversation.followers, deque()
         return [action for follower in followers for action in self.dispatch(follower)]
@@ -207,6 +218,12 @@ class Placing:
         if conversation.decoder == engine:
             conversation.decoder = conversation.kv_tokens = None
             conversation.state = State.REBINDING
+
+    def yield_room(self, conversation: Conversation, engine: str) -> None:
+        """The conversation, which is at rest, gives up its reservation; its KV may stay cached there."""
+        self.lose_decoder(conversation, engine, RebindCause.YIELDED)
+        conversation.yielded_on = engine
+        self._pools.release(conversation.id)
 
     def leave_decoder(self, conversation: Conversation, engine: str, cause: RebindCause) -> None:
         """The conversation leaves an engine that may still be up: what is reserved there is free again."""

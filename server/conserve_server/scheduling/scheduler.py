@@ -53,6 +53,11 @@ class Scheduler:
         return len(self._placing.waiting)
 
     @property
+    def waiting_tenants(self) -> frozenset[str]:
+        """The tenants of those turns."""
+        return self._placing.waiting.tenants
+
+    @property
     def rebinds_by_cause(self) -> Mapping[RebindCause, int]:
         """Bindings after a conversation's first, since the start."""
         return self._placing.rebinds
@@ -96,6 +101,7 @@ class Scheduler:
         """
         self._placing.now_s = now_s
         conversation = self._conversations.wake(turn.conversation_id)
+        self.pools.shares.belongs(conversation.id, turn.tenant)
         state = TurnState(turn, conversation, self._arrivals, conversation.turns, now_s, turn.prompt_tokens)
         self._arrivals += 1
         conversation.turns += 1
@@ -247,6 +253,16 @@ class Scheduler:
         self._forget(conversation, State.EXPIRED)
         return self._placing.admit()
 
+    def on_conversation_yielded(self, conversation_id: str, now_s: float) -> list[Action]:
+        """Free the reservation of a conversation at rest, which goes on: its next turn binds it anew."""
+        self._placing.now_s = now_s
+        conversation = self._conversations.find(conversation_id)
+        is_idle = conversation is not None and self._conversations.is_idle(conversation_id)
+        if conversation is None or not is_idle or conversation.decoder is None:
+            return []
+        self._placing.yield_room(conversation, conversation.decoder)
+        return self._placing.admit()
+
     # -- engines -----------------------------------------------------------------------------
 
     def on_engine_up(self, name: str, kv_capacity_tokens: int | None, now_s: float) -> list[Action]:
@@ -371,6 +387,7 @@ class Scheduler:
 
     def _forget(self, conversation: Conversation, state: State) -> None:
         self.pools.release(conversation.id)
+        self.pools.shares.forget(conversation.id)
         self._conversations.forget(conversation, state)
 
 
