@@ -44,7 +44,7 @@ CASES: tuple[Case, ...] = (
     *operators.CASES,
     *agents.CASES,
 )
-CASE_S = 90.0
+CASE_S = 150.0
 """A case that takes longer has fallen: nothing that a gateway should do takes so long."""
 _PACKAGES = ("conserve-sdk", "uvicorn", "httptools", "msgspec")
 

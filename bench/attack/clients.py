@@ -174,7 +174,7 @@ async def crowds_of_watchers(ground: Ground) -> None:
     async with AsyncExitStack() as stack:
         for _ in range(300):
             watcher = await stack.enter_async_context(wire(ground.port))
-            await watcher.say(request("/v1/events", method="GET"))
+            await watcher.say(request("/v1/events", method="GET", headers=ground.auth(admin=True)))
             head = await watcher.read_until(b"\r\n\r\n")
             statuses.append(int(head.split(b" ")[1]))
     refused = sum(status in (429, 503) for status in statuses)

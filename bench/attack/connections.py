@@ -13,8 +13,8 @@ WITH_KEYS = Setup(
     has_tenants=True,
     gateway={"body_timeout_s": 3.0, "write_timeout_s": 3.0},
 )
-WAITS_S = 25.0
-"""More than any wait of a connection in this setup."""
+WAITS_S = 90.0
+"""More than any wait of a connection in this setup: one on which no request has begun waits 75 s."""
 _CHUNKED = {"transfer-encoding": "chunked"}
 _BODY = b'{"messages":[{"role":"user","content":"hello"}],"max_tokens":4}'
 _KEY = {"authorization": f"Bearer {KEYS['alpha']}"}
@@ -137,8 +137,11 @@ async def two_lengths(ground: Ground) -> None:
         head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\n{length}\r\n".encode()
         async with wire(ground.port) as connection:
             await connection.say(head + b"{}\r\n" + hidden)
-            answer = await connection.read_answer()
-            expect(answer.status in (400, 401, 411, 413, 501), f"{length!r} answered with {answer.status}")
+            try:
+                status = (await connection.read_answer()).status
+            except (EOFError, ConnectionError):
+                continue  # hung up at once: that is a refusal, too
+            expect(status in (400, 401, 411, 413, 501), f"{length!r} answered with {status}")
             expect(await connection.is_hung_up(WAITS_S), f"{length!r} left its connection open")
 
 
@@ -169,7 +172,7 @@ async def a_reader_that_stops(ground: Ground) -> None:
     async with wire(ground.port) as connection:
         page = request("/openapi.json", method="GET")
         await connection.say(page * 300)
-        await asyncio.sleep(WAITS_S / 2)
+        await asyncio.sleep(10)
     answer = await ground.ask("after-a-stopped-reader")
     expect(answer.status == 200, f"answered with {answer.status}")
 

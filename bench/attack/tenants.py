@@ -13,7 +13,9 @@ from bench.attack.raw import ask, request
 SHARED = Setup(has_tenants=True)
 HEARD = Setup(prefill=0, decode=1, rogues=1, has_tenants=True, extra="[kv]\n")
 """One decoder notes what reaches it."""
-SMALL = Setup(prefill=0, decode=2, has_tenants=True, kv_blocks=100, gateway={"max_wait_s": 15.0})
+SMALL = Setup(
+    prefill=0, decode=2, has_tenants=True, kv_blocks=100, gateway={"max_wait_s": 15.0, "yield_after_s": 2.0}
+)
 """Two decoders of 3,200 tokens each."""
 _APIS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 
