@@ -99,7 +99,9 @@ class Ground:
     async def ready(self) -> None:
         """Until every engine is up."""
         async with asyncio.timeout(REAL_START_S if self.setup.vllm_python else START_S):
-            while not await self._all_up():  # noqa: ASYNC110 - processes are polled
+            while not await self._all_up():
+                if not self.gateway.runs:
+                    raise RuntimeError(f"the gateway ended: {self.log.read_text()[-2000:]}")
                 await asyncio.sleep(0.1)
 
     async def _all_up(self) -> bool:
@@ -129,7 +131,7 @@ class Ground:
             launcher = f'[launcher]\nengine = "{engine}"\nrun_dir = "{self._folder / "run"}"'
             if self.setup.vllm_python:
                 launcher += (
-                    f'\npython = "{self.setup.vllm_python}"\nkv_cache_gib = 0.25\nmax_model_len = 4096'
+                    f'\npython = "{self.setup.vllm_python}"\nkv_cache_gib = 0.25\nmax_model_len = 2048'
                 )
             counts = {"prefill": self.setup.prefill, "decode": self.setup.decode}
             return [launcher, *(f"[pools.{role}]\ncount = {count}" for role, count in counts.items())]

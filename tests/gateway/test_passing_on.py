@@ -319,3 +319,16 @@ async def test_an_answer_that_is_not_streamed_has_no_head_before_it_is_there() -
         assert not asking.done()
         go_on.set()
         assert (await asking).status_code == 400
+
+
+@pytest.mark.parametrize("status", ["200 OK", "400 Bad Request"])
+async def test_an_answer_without_end_is_its_engines_failure(
+    status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held is what a whole answer may have, and no more."""
+    monkeypatch.setattr("conserve_server.engines.document.read_whole.__defaults__", (100_000,))
+    async with front() as gateway:
+        gateway.act(then_closing(saying(whole(b'{"a":"' + b"x" * 200_000 + b'"}', status))))
+        answer = await gateway.ask("endless")
+        assert answer.status_code == 502
+        assert "more than 100000 bytes" in answer.json()["error"]["message"]

@@ -8,6 +8,7 @@ from typing import Final
 from conserve_sdk.protocol import RECEIPT_EMULATED
 from conserve_server.core.clock import Clock
 from conserve_server.core.errors import EngineFailed, EngineRefused
+from conserve_server.engines.document import read_whole
 from conserve_server.engines.engine import Answer
 from conserve_server.engines.vllm import error_message
 from conserve_server.gateway.event_stream import MAX_EVENT_BYTES, EventTooLong
@@ -81,7 +82,7 @@ class PassingOn:
 
     async def _answer_whole(self, live: LiveTurn, answer: Answer, reply: Reply) -> None:
         """An answer that was not streamed: one JSON document, read to its end for the receipt."""
-        body = b"".join([chunk async for chunk in answer.chunks()])
+        body = await read_whole(answer, _decoder(live))
         if not body:
             raise _empty(live)
         reader = document_reader(live.request, lambda answer_id: self._is_stored(live, answer_id))
@@ -98,7 +99,7 @@ class PassingOn:
 
     async def _pass_refusal(self, live: LiveTurn, answer: Answer, reply: Reply) -> None:
         """The engine refused: a client's fault is passed on as it came, an engine's becomes ours."""
-        body = b"".join([chunk async for chunk in answer.chunks()])
+        body = await read_whole(answer, _decoder(live))
         message = error_message(body) or f"status {answer.status}"
         if not 400 <= answer.status < 500:
             raise _failed(live, f"answered with status {answer.status}: {message}", "engine_error")
@@ -164,5 +165,9 @@ def _empty(live: LiveTurn) -> EngineFailed:
 
 
 def _failed(live: LiveTurn, what: str, code: str) -> EngineFailed:
-    engine = live.placement.decoder if live.placement else "?"
+    engine = _decoder(live)
     return EngineFailed(f"engine {engine} {what}", code=code, engine=engine)
+
+
+def _decoder(live: LiveTurn) -> str:
+    return live.placement.decoder if live.placement else "?"
