@@ -30,14 +30,34 @@ def test_several_prompts_or_none_do_not(prompt: Any) -> None:
     assert not moves(prompt=prompt)
 
 
-def test_a_spaced_list_of_ids_is_one_prompt() -> None:
-    assert is_transferable(COMPLETIONS_PATH, {"prompt": msgspec.Raw(b"[ 1 , 2 ]")})
-    assert not is_transferable(COMPLETIONS_PATH, {"prompt": msgspec.Raw(b"[ [1], [2] ]")})
+@pytest.mark.parametrize("indent", [None, 0, 1, 80, "\t", "\r\n"])
+@pytest.mark.parametrize(
+    ("prompt", "is_one"),
+    [
+        ([1, 2], True),
+        ([[1, 2]], True),
+        (["a"], True),
+        ([[1, 2], [3]], False),
+        (["a", "b"], False),
+        ([], False),
+    ],
+)
+def test_how_a_list_is_laid_out_makes_no_difference(
+    prompt: list[object], indent: int | str | None, is_one: bool
+) -> None:
+    text = json.dumps(prompt, indent=indent)
+    if isinstance(indent, str):
+        text = text.replace(" ", "").replace("[", f"[{indent}")
+    assert is_transferable(COMPLETIONS_PATH, {"prompt": msgspec.Raw(text.encode())}) is is_one
 
 
 @pytest.mark.parametrize(
     "fields",
-    [{"n": 2}, {"best_of": 3}, {"use_beam_search": True}, {"prompt_logprobs": 5}, {"echo": True}, {"n": "2"}],
+    [
+        *({"n": 2}, {"n": "2"}, {"best_of": 3}, {"use_beam_search": True}, {"use_beam_search": 1}),
+        *({"prompt_logprobs": number} for number in (-1, 0, 1, 5)),
+        *({"echo": True}, {"echo": 1}, {"echo": "true"}, {"prompt_embeds": "x"}, {"prompt_embeds": ["x"]}),
+    ],
 )
 @pytest.mark.parametrize("path", [CHAT_PATH, COMPLETIONS_PATH])
 def test_what_asks_for_more_than_one_sequence_or_for_the_prompt_does_not(

@@ -7,21 +7,31 @@ has to be computed where it is answered.
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import msgspec
 
 from conserve_server.engines.wire import COMPLETIONS_PATH, UNREADABLE, Fields
 
-_NONE: Final = frozenset({b"null", b"false", b"0", b"1"})
-_ALONE: Final = ("n", "best_of", "use_beam_search", "prompt_logprobs", "echo", "prompt_embeds")
-"""Fields that ask for more than one sequence, or for what only the whole computation knows."""
-_READ_LIST: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_ORDINARY: Final = {
+    "n": (b"null", b"1"),
+    "best_of": (b"null", b"1"),
+    "use_beam_search": (b"null", b"false"),
+    "echo": (b"null", b"false"),
+    "prompt_logprobs": (b"null",),  # 0 asks for those of the prompt's own tokens
+    "prompt_embeds": (b"null",),
+}
+"""Fields that ask for more than one sequence, or for what only the whole computation knows, and the values
+with which they ask for neither."""
+_BEGINS_WITH_ID: Final = re.compile(rb"\[[ \t\r\n]*[-0-9]")
+_READ_ONE: Final = msgspec.json.Decoder(tuple[msgspec.Raw]).decode
+"""Of a list with one entry; it stops at a second one."""
 
 
 def is_transferable(path: str, fields: Fields) -> bool:
     """Whether a prefill on another engine brings all that the answer needs."""
-    if any(name in fields and bytes(fields[name]) not in _NONE for name in _ALONE):
+    if any(name in fields and bytes(fields[name]) not in values for name, values in _ORDINARY.items()):
         return False
     prompt = fields.get("prompt") if path == COMPLETIONS_PATH else None
     return prompt is None or not _are_several(prompt)
@@ -29,15 +39,11 @@ def is_transferable(path: str, fields: Fields) -> bool:
 
 def _are_several(prompt: msgspec.Raw) -> bool:
     """A text or a list of token ids is one prompt, a list of either is as many as it has entries."""
-    beginning = bytes(memoryview(prompt)[:64]).lstrip(b"[ \t\r\n")
-    is_list = bytes(memoryview(prompt)[:1]) == b"["
-    if not is_list or (beginning[:1].isdigit() and not _is_nested(prompt)):
+    view = memoryview(prompt)
+    if bytes(view[:1]) != b"[" or _BEGINS_WITH_ID.match(view):
         return False
     try:
-        return len(_READ_LIST(prompt)) != 1
+        _READ_ONE(prompt)
     except UNREADABLE:
-        return True  # the engine's to refuse
-
-
-def _is_nested(prompt: msgspec.Raw) -> bool:
-    return bytes(memoryview(prompt)[:64]).replace(b" ", b"").startswith(b"[[")
+        return True  # none, several, or the engine's to refuse
+    return False
