@@ -46,6 +46,16 @@ def test_what_one_tenant_sends_says_nothing_of_anothers_prompts() -> None:
         assert estimate.prompt_tokens(other, text(400)) == 100
 
 
+def test_one_tenants_pictures_say_nothing_of_anothers() -> None:
+    estimate, picture = TokenEstimate(), PromptSize(0, 1)
+    for _ in range(200):
+        estimate.learn(KIND, picture, 10)
+    assert estimate.prompt_tokens(KIND, picture) == 10
+    assert estimate.prompt_tokens(KIND._replace(api="/v1/messages"), picture) == 10
+    for other in (KIND._replace(tenant="u"), KIND._replace(model="n")):
+        assert estimate.prompt_tokens(other, picture) == 1000
+
+
 @given(st.lists(st.tuples(st.integers(0, 10**9), st.integers(-5, 10**9)), max_size=30))
 def test_no_request_takes_the_estimate_out_of_its_bounds(seen: list[tuple[int, int]]) -> None:
     estimate = TokenEstimate()

@@ -41,6 +41,18 @@ async def test_a_tenant_that_holds_everything_gives_to_one_that_waits(serve: Ser
         assert later.headers["x-conserve-turn"] == "2"
 
 
+async def test_tenants_that_hold_their_share_and_no_more_make_room_for_themselves(serve: Serve) -> None:
+    """Both wait, and neither has anything to give to the other."""
+    async with serve(
+        prefill=[], decode=small(), is_ready=False, max_wait_s=5.0, yield_after_s=0.1, **TENANTS
+    ) as gateway:
+        for n in range(2):
+            for key in "ab":
+                assert (await ask(gateway, f"at-rest-{key}-{n}", key)).status_code == 200
+        answers = await asyncio.gather(*(ask(gateway, f"next-{key}", key) for key in "ab"))
+        assert [answer.status_code for answer in answers] == [200, 200]
+
+
 async def test_a_conversation_that_yielded_says_so_when_it_goes_on(serve: Serve) -> None:
     async with serve(prefill=[], decode=small(), max_wait_s=9.0, yield_after_s=0.1) as gateway:
         names = [f"c-{n}" for n in range(8)]

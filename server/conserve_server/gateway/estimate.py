@@ -1,7 +1,8 @@
 """How long a prompt is before an engine has tokenised it: its bytes over the bytes per token seen.
 
-Each tenant, model and API has a mean of its own, learned from requests of text alone: what one of them
-sends (numbers, base64, another script) says nothing of another's prompts. A media item has a mean by model.
+Each tenant, model and API has a mean of its own, learned from requests of text alone: what one of
+them sends (numbers, base64, another script) says nothing of another's prompts. A media item has a mean by
+tenant and model.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ MOST_MEDIA_TOKENS: Final = 20_000.0
 WEIGHT: Final = 0.1
 """Share of the newest observation in the running mean."""
 MAX_MEANS: Final = 10_000
-"""Of each kind; the one that was not asked for the longest time is forgotten."""
+"""Of each kind; the one that has learned nothing for the longest time is forgotten."""
 
 
 class Kind(NamedTuple):
@@ -46,12 +47,12 @@ class TokenEstimate:
 
     def __init__(self) -> None:
         self._bytes_per_token: OrderedDict[Kind, float] = OrderedDict()
-        self._media_tokens: OrderedDict[str, float] = OrderedDict()
+        self._media_tokens: OrderedDict[tuple[str, str], float] = OrderedDict()
 
     def prompt_tokens(self, kind: Kind, size: PromptSize, longest: int | None = None) -> int:
         """The estimate, at least 1 token. `longest`: what the model takes, where that is known."""
         text = size.text_bytes / self._bytes_per_token.get(kind, FIRST_BYTES_PER_TOKEN)
-        media = size.media_items * self._media_tokens.get(kind.model, FIRST_MEDIA_TOKENS)
+        media = size.media_items * self._media_tokens.get((kind.tenant, kind.model), FIRST_MEDIA_TOKENS)
         tokens = max(1, round(text + media))
         return tokens if longest is None else min(tokens, longest)
 
@@ -62,7 +63,7 @@ class TokenEstimate:
         if size.media_items:
             text = size.text_bytes / self._bytes_per_token.get(kind, FIRST_BYTES_PER_TOKEN)
             seen = min(max((prompt_tokens - text) / size.media_items, 1.0), MOST_MEDIA_TOKENS)
-            _take(self._media_tokens, kind.model, seen, FIRST_MEDIA_TOKENS)
+            _take(self._media_tokens, (kind.tenant, kind.model), seen, FIRST_MEDIA_TOKENS)
         else:
             seen = min(max(size.text_bytes / prompt_tokens, LEAST_BYTES_PER_TOKEN), MOST_BYTES_PER_TOKEN)
             _take(self._bytes_per_token, kind, seen, FIRST_BYTES_PER_TOKEN)

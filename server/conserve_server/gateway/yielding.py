@@ -2,8 +2,8 @@
 
 Unnamed ones end (`conversations.py`). Named ones go on: only their reservation is freed, and their next
 turn is placed again, where they were if there is room. They yield when they have been at rest for a while:
-first those of tenants that hold more than their share, then the waiting tenant's own; of each the one
-that has rested longest, and one whose tool still runs last.
+those of tenants that hold more than their share, and those of the tenant whose turn is next, as the room
+is its own then. The one that has rested longest is first, and one whose tool still runs last.
 """
 
 from __future__ import annotations
@@ -40,13 +40,12 @@ class Yielding:
                 self._coordinator.yield_conversation(key)
 
     def _may_be_asked(self, tenant: str) -> bool:
-        """A tenant gives to itself, and to others only what is more than its share."""
+        """A tenant gives to its own turn, and to others only what is more than its share."""
         scheduler = self._coordinator.scheduler
-        waiting = scheduler.waiting_tenants
-        if waiting <= {tenant}:
+        if tenant == scheduler.next_tenant:
             return True
         budget = sum(ledger.budget_tokens for ledger in scheduler.pools.ledgers.values())
-        return scheduler.pools.shares.is_above(tenant, budget, waiting)
+        return scheduler.pools.shares.is_above(tenant, budget, scheduler.waiting_tenants)
 
     def _has_open_tool(self, key: str) -> bool:
         record = self._log.live(tenant_of(key), key)

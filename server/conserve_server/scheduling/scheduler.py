@@ -49,13 +49,19 @@ class Scheduler:
 
     @property
     def waiting_turns(self) -> int:
-        """Turns that wait for room, first come, first served."""
+        """Turns that wait for room."""
         return len(self._placing.waiting)
 
     @property
     def waiting_tenants(self) -> frozenset[str]:
         """The tenants of those turns."""
         return self._placing.waiting.tenants
+
+    @property
+    def next_tenant(self) -> str | None:
+        """The tenant of the turn that is next, None where none waits."""
+        head = self._placing.waiting.head
+        return head.turn.tenant if head is not None else None
 
     @property
     def rebinds_by_cause(self) -> Mapping[RebindCause, int]:
