@@ -99,9 +99,11 @@ def test_every_key_is_compared_in_constant_time_whichever_matches(monkeypatch: p
 
 def test_keys_are_read_from_a_file_one_a_line(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    file.write_text("# of team a\nk1\n\n  k2  # the second\n")
+    file.write_text("# of team a\nk1\n\n  k2  # the second\nk#3\n")
     found = tenants(tenants={"a": {"api_keys_file": str(file)}})
-    assert [found.caller(bearer(key)).tenant for key in ("k1", "k2")] == ["a", "a"]
+    assert [found.caller(bearer(key)).tenant for key in ("k1", "k2", "k#3")] == ["a"] * 3
+    with pytest.raises(Unauthorized):
+        found.caller(bearer("k"))
 
 
 @pytest.mark.parametrize("text", [None, "", "# nothing\n"])

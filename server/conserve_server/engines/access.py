@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conserve_server.core.errors import ConfigError
+from conserve_server.core.key_file import is_key, keys_in
 from conserve_server.core.pool_config import EngineRecord
 
 
@@ -44,15 +45,13 @@ def _authorization(record: EngineRecord) -> str | None:
 
 
 def _key_in(path: Path, url: str) -> str:
-    try:
-        lines = [line for text in path.read_text().splitlines() if (line := text.partition("#")[0].strip())]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"api_key_file of {url}: {path} can't be read: {type(error).__name__}") from None
-    if len(lines) != 1 or not all("!" <= c <= "~" for c in lines[0]):
+    setting = f"api_key_file of {url}"
+    keys = keys_in(path, setting)
+    if len(keys) != 1 or not is_key(keys[0]):
         raise ConfigError(
-            f"api_key_file of {url}: {path} must have one line with the key, printable ASCII without spaces"
+            f"{setting}: {path} must have one line with the key, printable ASCII without spaces"
         )
-    return lines[0]
+    return keys[0]
 
 
 def _tls(record: EngineRecord) -> ssl.SSLContext | None:

@@ -12,6 +12,7 @@ from typing import Final
 
 from conserve_server.core.config import GatewayConfig, TenantConfig
 from conserve_server.core.errors import ConfigError, Unauthorized
+from conserve_server.core.key_file import is_key, keys_in
 from conserve_server.gateway.identity import DEFAULT_TENANT
 
 ADMIN_KEY_VARIABLE: Final = "CONSERVE_ADMIN_KEY"
@@ -145,11 +146,7 @@ def _keys_of(setting: str, tenant: TenantConfig) -> Iterator[tuple[str, str]]:
 
 
 def _keys_in_file(setting: str, path: Path) -> Iterator[tuple[str, str]]:
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{setting}: {path} can't be read: {type(error).__name__}") from None
-    keys = [key for line in lines if (key := line.partition("#")[0].strip())]
+    keys = keys_in(path, setting)
     if not keys:
         raise ConfigError(f"{setting}: {path} has no key: write one a line")
     for key in keys:
@@ -157,7 +154,7 @@ def _keys_in_file(setting: str, path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _add(keys: dict[bytes, Caller], setting: str, key: str, caller: Caller) -> None:
-    if not key or not all("!" <= c <= "~" for c in key):
+    if not is_key(key):
         raise ConfigError(
             f"{setting} has a key that no header can carry: use printable ASCII without spaces, at least one"
         )
