@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx2
 import pytest
 
+from conserve_server.core.clock import VirtualClock
+from conserve_server.core.errors import DeadlyRequest, EngineFailed
 from conserve_server.engines.emulated import EmulatedTiming
 from conserve_server.engines.engine import Role
-from conserve_server.gateway.retries import BURST
+from conserve_server.gateway.cluster import Cluster
+from conserve_server.gateway.live_turn import LiveTurn
+from conserve_server.gateway.retries import BURST, REMEMBERED_S, Retries
+from conserve_server.telemetry import names
+from conserve_server.telemetry.metrics import GatewayMetrics
 
 from .conftest import MODEL, Serve, Served, engine_config
 
@@ -93,6 +100,24 @@ async def test_turns_that_lost_their_engine_by_chance_are_all_served(serve: Serv
         assert [answer.status_code for answer in answers] == [200] * 24
 
 
+async def test_a_suspects_leg_begins_when_it_has_its_engine_to_itself(serve: Serve) -> None:
+    """Before that it is nobody's time and nobody's joules."""
+    prompt = "a prompt of some length " * 20
+    slow = EmulatedTiming(prefill_s_per_token=0.005)
+    async with serve(prefill=[], decode=decoders(2, timing=slow)) as gateway:
+        asking = [asyncio.create_task(ask(gateway, f"{n}: {prompt}")) for n in range(4)]
+        await asyncio.sleep(0.2)
+        gateway.engines["decode-0"].kill()
+        answers = await asyncio.gather(*asking)
+        assert [answer.headers.get("x-conserve-placements") for answer in answers].count("2") == 2
+        legs = [span for span in gateway.spans if span.name == names.SPAN_DECODE]
+        begins = sorted(
+            span.start_time or 0 for span in legs if (span.attributes or {})[names.DECODER] == "decode-1"
+        )
+        shortest_s = 0.005 * 80
+        assert (begins[3] - begins[2]) / 1e9 >= shortest_s
+
+
 async def test_a_suspect_that_was_served_is_none_any_more(serve: Serve) -> None:
     """The same request loses its engine twice, by chance, and is served both times."""
     async with serve(prefill=[], decode=decoders(4)) as gateway:
@@ -118,3 +143,31 @@ async def test_tries_have_a_budget_for_the_whole_gateway(serve: Serve) -> None:
         assert codes[-1] == "retry_budget_spent"
         assert answer.status_code == 503
         assert "retry-after" in answer.headers
+
+
+async def test_what_ended_engines_is_forgotten_after_its_time() -> None:
+    async def survived(_engine: str, _generation: str | None) -> bool:
+        return False
+
+    def turn() -> LiveTurn:
+        request = SimpleNamespace(body=POISON.encode())
+        fields: dict[str, Any] = {"request": request, "losses": (), "failures": 0, "first_output_s": None}
+        fields |= {"is_passed_on": False, "is_lost_by": lambda _error: True}
+        return cast(LiveTurn, SimpleNamespace(**fields))
+
+    clock, metrics = VirtualClock(), GatewayMetrics()
+    cluster = cast(
+        Cluster, SimpleNamespace(statuses={}, doubt_role_of=lambda _engine: None, survived=survived)
+    )
+    retries = Retries(cluster, clock, metrics, max_failures=5, share=1.0, max_wait_s=1.0)
+    first = turn()
+    await retries.failed(first, EngineFailed("gone", code="engine_lost", engine="decode-0"), "decode")
+    with pytest.raises(DeadlyRequest):
+        await retries.failed(first, EngineFailed("gone", code="engine_lost", engine="decode-1"), "decode")
+    await clock.advance(REMEMBERED_S - 1)
+    with pytest.raises(DeadlyRequest):
+        retries.check(turn())
+    await clock.advance(1)
+    again = turn()
+    retries.check(again)
+    assert again.losses == ()

@@ -71,10 +71,11 @@ class Retries:
     def check(self, live: LiveTurn) -> None:
         """Remember what the request has done before. Raises DeadlyRequest where it ended engines."""
         self._left = min(BURST, self._left + self._share)
+        self._forget_old()
         if not self._losses:
-            return
+            return  # and nothing is made of the body
         known = self._losses.get(_digest(live))
-        if known is not None and known[0] > self._clock.now_s():
+        if known is not None:
             live.losses = known[1]
             if len(live.losses) >= MAX_LOSSES:
                 raise _deadly(live)
@@ -142,6 +143,11 @@ class Retries:
         self._remember(live)
         if len(live.losses) >= MAX_LOSSES:
             raise _deadly(live)
+
+    def _forget_old(self) -> None:
+        now_s = self._clock.now_s()
+        while self._losses and next(iter(self._losses.values()))[0] <= now_s:
+            self._losses.popitem(last=False)
 
     def _remember(self, live: LiveTurn) -> None:
         digest = _digest(live)

@@ -122,11 +122,11 @@ class Turns:
             self._coordinator.prefill_failed(live.turn)
             return None
         prefiller = live.placement.prefiller
-        started_s = self._clock.now_s()
         attributes = {names.PREFILLER: prefiller}
-        self._books.prefill_starts(live, started_s)
         try:
             async with self._retries.apart(live, prefiller):
+                started_s = self._clock.now_s()
+                self._books.prefill_starts(live, started_s)
                 with (
                     self._cluster.leg(prefiller) as engine,
                     live.trace.step(names.SPAN_PREFILL, attributes, SpanKind.CLIENT) as span,
@@ -156,11 +156,11 @@ class Turns:
             raise RuntimeError("a decode leg needs a decoder")
         decoder = live.placement.decoder
         body = live.request.decode_body(params, live.priority)
-        with live.trace.step(names.SPAN_DECODE, {names.DECODER: decoder}, SpanKind.CLIENT) as span:
-            now_s = self._clock.now_s()
-            live.decode_starts(now_s)
-            self._books.decode_starts(live, now_s, params is not None)
-            async with self._retries.apart(live, decoder):
+        async with self._retries.apart(live, decoder):
+            with live.trace.step(names.SPAN_DECODE, {names.DECODER: decoder}, SpanKind.CLIENT) as span:
+                now_s = self._clock.now_s()
+                live.decode_starts(now_s)
+                self._books.decode_starts(live, now_s, params is not None)
                 with self._cluster.leg(decoder) as engine:
                     async with engine.send(live.request.path, body, _leg_headers(live, span)) as answer:
                         await self._passing_on.pass_on(live, answer, reply)
