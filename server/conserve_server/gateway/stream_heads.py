@@ -56,11 +56,16 @@ class StreamHeads:
 
     async def look(self, now_s: float) -> None:
         """Write to those whose client has heard nothing for long, and can hear something."""
-        for each in [each for each in self._waiting.values() if self._is_due(each, now_s)]:
-            each.said_s = now_s
-            if not each.reply.has_started:
-                await each.reply.start(200, _headers(each.live))
-            await each.reply.write(COMMENT)
+        for turn_id, each in tuple(self._waiting.items()):
+            # A write may have taken a while, and this turn has gone on meanwhile.
+            if turn_id in self._waiting and self._is_due(each, now_s):
+                await self._say(each, now_s)
+
+    async def _say(self, each: _Waiting, now_s: float) -> None:
+        each.said_s = now_s
+        if not each.reply.has_started:
+            await each.reply.start(200, _headers(each.live))
+        await each.reply.write(COMMENT)
 
     def _is_due(self, each: _Waiting, now_s: float) -> bool:
         is_silent = not each.live.is_passed_on and now_s - each.said_s >= self._after_s
