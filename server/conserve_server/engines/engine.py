@@ -43,9 +43,9 @@ def pool_of(config: Config, role: Role) -> PoolConfig:
     return config.pools.prefill if role is Role.PREFILL else config.pools.decode
 
 
-def spec_of(record: EngineRecord, role: Role, name: str) -> EngineSpec:
-    """A listed engine under this name. Raises ConfigError where its key or certificates can't be read."""
-    return EngineSpec(name, role, record.url, tier=record.tier, access=access_of(record))
+def spec_of(record: EngineRecord, role: Role, name: str, access: Access) -> EngineSpec:
+    """A listed engine under this name."""
+    return EngineSpec(name, role, record.url, tier=record.tier, access=access)
 
 
 def listed_engines(config: Config) -> tuple[EngineSpec, ...]:
@@ -59,7 +59,7 @@ def listed_engines(config: Config) -> tuple[EngineSpec, ...]:
         for record in pool_of(config, role).records:
             name = record.name or free_name(role, taken)
             taken.add(name)
-            found.append(spec_of(record, role, name))
+            found.append(spec_of(record, role, name, access_of(record)))
     return tuple(found)
 
 

@@ -88,14 +88,14 @@ class Reload:
 
     # -- what can't change -----------------------------------------------------------------------
 
-    def _checked(self, config: Config) -> tuple[dict[str, Access], Tenants]:
+    def _checked(self, config: Config) -> tuple[dict[tuple[Role, str], Access], Tenants]:
         """All that is read from other files. Raises ConfigError with everything that is wrong."""
         problems = list(self._problems(config))
-        accesses: dict[str, Access] = {}
+        accesses: dict[tuple[Role, str], Access] = {}
         for role in Role:
             for record in pool_of(config, role).records:
                 try:
-                    accesses[record.url] = access_of(record)
+                    accesses[role, record.url] = access_of(record)
                 except ConfigError as error:
                     problems.append(str(error))
         tenants = self._tenants
@@ -143,7 +143,12 @@ class Reload:
     # -- what can ----------------------------------------------------------------------------------
 
     def _apply_pool(
-        self, config: Config, role: Role, accesses: Mapping[str, Access], done: Reloaded, now_s: float
+        self,
+        config: Config,
+        role: Role,
+        accesses: Mapping[tuple[Role, str], Access],
+        done: Reloaded,
+        now_s: float,
     ) -> None:
         known = {engine.spec.url: engine.spec for engine in self._cluster.engines_of(role)}
         if config.is_local:  # started with the gateway, and no file's to list
@@ -153,9 +158,9 @@ class Reload:
         for record in records:
             spec = known.get(record.url)
             if spec is None:
-                done.added.append(self._add(config, role, record))
+                done.added.append(self._add(config, role, record, accesses[role, record.url]))
                 continue
-            spec.access.take(accesses[record.url])
+            spec.access.take(accesses[role, record.url])
             if self._drains.is_leaving(spec.name):
                 self._drains.stop(spec.name)
             done.kept.append(spec.name)
@@ -165,11 +170,11 @@ class Reload:
                 self._drains.begin(spec.name, now_s, leaves=True)
                 done.leaving.append(spec.name)
 
-    def _add(self, config: Config, role: Role, record: EngineRecord) -> str:
+    def _add(self, config: Config, role: Role, record: EngineRecord, access: Access) -> str:
         """A new engine gets a name that none had before it: metrics and reports go on naming the old ones."""
         name = record.name or free_name(role, self._used_names)
         self._used_names.add(name)
-        spec = spec_of(record, role, name)
+        spec = spec_of(record, role, name, access)
         self._cluster.add(self._make_engine(spec), profile_of(config, spec))
         return name
 
