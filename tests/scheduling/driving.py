@@ -26,8 +26,8 @@ def scheduler_of(
     return scheduler
 
 
-def turn_of(conversation: str, prompt_tokens: int = 100) -> Turn:
-    return Turn(next(turn_ids), conversation, prompt_tokens)
+def turn_of(conversation: str, prompt_tokens: int = 100, tenant: str = "") -> Turn:
+    return Turn(next(turn_ids), conversation, prompt_tokens, tenant=tenant)
 
 
 def started(actions: list[Action]) -> list[tuple[type[Action], int]]:

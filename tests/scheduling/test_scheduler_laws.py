@@ -45,6 +45,8 @@ CONFIG = SchedulerConfig.model_validate(
         "ampd_emulated": {"wrong_share": 0.5},
     }
 )
+TENANTS = {"a": "x", "b": "x", "c": "x", "d": "y", "e": "y", "f": "z"}
+"""Whose each conversation is."""
 
 
 class Moody:
@@ -107,9 +109,13 @@ class Interleavings(RuleBasedStateMachine):
             ledger = self.scheduler.pools.ledgers[action.placement.decoder]
             assert ledger.overcommitted_tokens == 0, "admitted beyond the budget"
         # Ids are given in the order of arrival.
-        waiting = [t for t in self.arrived if self.scheduler.is_waiting(t)]
-        if queued and waiting and admitted:
-            assert max(a.turn_id for a in admitted) < min(waiting), "admission out of order"
+        for tenant in set(TENANTS.values()) if queued else ():
+            waiting = [t for t in self.arrived if self.scheduler.is_waiting(t) and self.is_of(t, tenant)]
+            now = [a.turn_id for a in admitted if self.is_of(a.turn_id, tenant)]
+            assert not waiting or not now or max(now) < min(waiting), "admission out of order"
+
+    def is_of(self, turn_id: int, tenant: str) -> bool:
+        return self.arrived[turn_id].tenant == tenant
 
     def later(self, seconds: float) -> float:
         self.now_s += seconds
@@ -124,7 +130,7 @@ class Interleavings(RuleBasedStateMachine):
 
     @rule(conversation=st.sampled_from("abcdef"), prompt=st.integers(1, 500), wait_s=st.floats(0, 5))
     def turn_arrives(self, conversation: str, prompt: int, wait_s: float) -> None:
-        turn = Turn(self.next_id, conversation, prompt)
+        turn = Turn(self.next_id, conversation, prompt, tenant=TENANTS[conversation])
         self.next_id += 1
         self.arrived[turn.id] = turn
         found = self.scheduler.find(conversation)
@@ -216,6 +222,12 @@ class Interleavings(RuleBasedStateMachine):
         end = self.scheduler.on_conversation_expired if expires else self.scheduler.on_conversation_ended
         self.carry_out(end(conversation, self.now_s))
 
+    @rule(conversation=st.sampled_from("abcdef"))
+    def conversation_yields(self, conversation: str) -> None:
+        self.carry_out(self.scheduler.on_conversation_yielded(conversation, self.now_s))
+        found = self.scheduler.find(conversation)
+        assert found is None or found.has_turns or found.decoder is None
+
     @rule()
     def policy_breaks_or_is_repaired(self) -> None:
         self.moody.is_broken = not self.moody.is_broken
@@ -277,6 +289,13 @@ class Interleavings(RuleBasedStateMachine):
             assert ledger.reserved_tokens == sum(ledger.held(c) for c in ledger.conversations)
             assert ledger.overcommitted_tokens == max(0, ledger.reserved_tokens - ledger.budget_tokens)
             assert set(ledger.conversations) <= live
+
+    @invariant()
+    def each_tenant_is_charged_for_what_its_conversations_hold(self) -> None:
+        for tenant in set(TENANTS.values()):
+            own = [name for name, of in TENANTS.items() if of == tenant]
+            held = sum(led.held(name) for led in self.scheduler.pools.ledgers.values() for name in own)
+            assert self.scheduler.pools.shares.reserved(tenant) == held
 
     @invariant()
     def engines_are_debited_for_what_runs_and_for_nothing_else(self) -> None:

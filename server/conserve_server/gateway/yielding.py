@@ -2,8 +2,8 @@
 
 Unnamed ones end (`conversations.py`). Named ones go on: only their reservation is freed, and their next
 turn is placed again, where they were if there is room. They yield when they have been at rest for a while:
-those of tenants that hold more than their share, and those of the tenant whose turn is next, as the room
-is its own then. The one that has rested longest is first, and one whose tool still runs last.
+those of tenants that hold more than their share, and those of the tenants whose turns are next, as the room
+is their own then. The one that has rested longest is first, and one whose tool still runs last.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Yielding:
     def _may_be_asked(self, tenant: str) -> bool:
         """A tenant gives to its own turn, and to others only what is more than its share."""
         scheduler = self._coordinator.scheduler
-        if tenant == scheduler.next_tenant:
+        if tenant in scheduler.next_tenants:
             return True
         budget = sum(ledger.budget_tokens for ledger in scheduler.pools.ledgers.values())
         return scheduler.pools.shares.is_above(tenant, budget, scheduler.waiting_tenants)

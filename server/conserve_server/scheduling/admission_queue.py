@@ -35,12 +35,12 @@ class AdmissionQueue:
         return frozenset(self._waiting)
 
     @property
-    def head(self) -> TurnState | None:
-        """The turn that is next: the earliest one of the tenant that holds least."""
-        if len(self._waiting) < 2:
-            return next((turns[0] for turns in self._waiting.values()), None)
-        firsts = (turns[0] for turns in self._waiting.values())
-        return min(firsts, key=lambda state: (self._shares.load(state.turn.tenant), state.order))
+    def heads(self) -> list[TurnState]:
+        """The earliest turn of each tenant, that of the tenant that holds least first."""
+        firsts = [turns[0] for turns in self._waiting.values()]
+        if len(firsts) > 1:
+            firsts.sort(key=lambda state: (self._shares.load(state.turn.tenant), state.order))
+        return firsts
 
     def add(self, state: TurnState) -> None:
         """Let the turn wait."""

@@ -6,7 +6,7 @@ The steps of the state machine; which report leads to which step is `scheduler.p
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from conserve_sdk.protocol import Path, RebindCause
 from conserve_server.core.turn import Placement
@@ -14,6 +14,7 @@ from conserve_server.scheduling.actions import Action, PlacementFailed
 from conserve_server.scheduling.admission_queue import AdmissionQueue
 from conserve_server.scheduling.conversation import Conversation, State, TurnState
 from conserve_server.scheduling.engine_pools import EnginePools
+from conserve_server.scheduling.ledger import UNBOUNDED
 from conserve_server.scheduling.legs import Legs, placement_of
 from conserve_server.scheduling.policy import ClusterView, Policy
 
@@ -52,14 +53,31 @@ class Placing:
         self.waiting.add(state)
 
     def admit(self) -> list[Action]:
-        """Place waiting turns in order, until one finds no room."""
+        """Place waiting turns in order, until none that is next finds room."""
         actions: list[Action] = []
-        while (state := self.waiting.head) is not None:
-            placed = self._attempt(state, self._admit_head)
-            if placed is None:
-                break
+        while (placed := self._admit_one()) is not None:
             actions += placed
         return actions
+
+    def _admit_one(self) -> list[Action] | None:
+        placed = (self._attempt(state, self._admit_head) for state in self.next_turns())
+        return next((actions for actions in placed if actions is not None), None)
+
+    def next_turns(self) -> Iterator[TurnState]:
+        """The turn that is next, and who may go before it while it finds no room.
+
+        One that wants more than its tenant's share of any decoder waits until others leave so
+        much; it does not hold up other tenants' meanwhile.
+        """
+        for state in self.waiting.heads:
+            yield state
+            if not self._wants_more_than_its_share(state):
+                return
+
+    def _wants_more_than_its_share(self, state: TurnState) -> bool:
+        largest = max((ledger.budget_tokens for ledger in self._pools.ledgers.values()), default=UNBOUNDED)
+        part = self._pools.shares.part(state.turn.tenant, largest, self.waiting.tenants)
+        return self._legs.own_tokens(state, state.prompt_tokens) > part
 
     def _attempt(
         self, state: TurnState, place: Callable[[TurnState], list[Action] | None]

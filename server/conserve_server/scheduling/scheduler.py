@@ -58,10 +58,9 @@ class Scheduler:
         return self._placing.waiting.tenants
 
     @property
-    def next_tenant(self) -> str | None:
-        """The tenant of the turn that is next, None where none waits."""
-        head = self._placing.waiting.head
-        return head.turn.tenant if head is not None else None
+    def next_tenants(self) -> frozenset[str]:
+        """The tenants whose turns get the room that comes free."""
+        return frozenset(state.turn.tenant for state in self._placing.next_turns())
 
     @property
     def rebinds_by_cause(self) -> Mapping[RebindCause, int]:

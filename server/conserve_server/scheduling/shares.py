@@ -33,8 +33,12 @@ class Shares:
     def reserved(self, tenant: str) -> int:
         return self._reserved[tenant]
 
-    def is_above(self, tenant: str, budget_tokens: int, waiting: frozenset[str]) -> bool:
-        """Whether the tenant holds more than its share of the budget, among those that hold or wait."""
+    def part(self, tenant: str, budget_tokens: int, waiting: frozenset[str]) -> float:
+        """The tenant's share of the budget in tokens, among those that hold or wait."""
         there = {name for name, tokens in self._reserved.items() if tokens > 0} | waiting | {tenant}
         total = sum(self.weights.get(name, 1.0) for name in there)
-        return self._reserved[tenant] > budget_tokens * self.weights.get(tenant, 1.0) / total
+        return budget_tokens * self.weights.get(tenant, 1.0) / total
+
+    def is_above(self, tenant: str, budget_tokens: int, waiting: frozenset[str]) -> bool:
+        """Whether the tenant holds more than its share of the budget."""
+        return self._reserved[tenant] > self.part(tenant, budget_tokens, waiting)
