@@ -192,8 +192,8 @@ async def test_a_stream_that_its_client_leaves_frees_the_engine(gateway: Gateway
     async with gateway.client.stream(
         "POST", f"{gateway.url}/v1/completions", json=body, headers=headers
     ) as answer:
-        async for _ in answer.aiter_bytes():
-            break
+        pieces = answer.aiter_bytes()  # held by name: where it is dropped, its end closes the connection
+        await anext(pieces)
         async with asyncio.timeout(LIMIT_S):  # the gauge is set after the step that gave the first token
             while await gateway.count(Role.DECODE, RUNNING) != 1:  # noqa: ASYNC110 - read over HTTP
                 await asyncio.sleep(0.05)
