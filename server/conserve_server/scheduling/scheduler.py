@@ -21,6 +21,7 @@ from conserve_server.scheduling.conversation import Conversation, State, TurnSta
 from conserve_server.scheduling.conversations import Conversations
 from conserve_server.scheduling.engine_pools import EnginePools
 from conserve_server.scheduling.engine_state import EngineProfile
+from conserve_server.scheduling.leaving import Leaving
 from conserve_server.scheduling.legs import Legs, placement_of
 from conserve_server.scheduling.placing import Placing
 from conserve_server.scheduling.policy import Policy
@@ -44,6 +45,7 @@ class Scheduler:
         self.pools = EnginePools(engines, kv_budget_fraction, config)
         self._legs = Legs(self.pools, config)
         self._placing = Placing(policy, self.pools, self._legs)
+        self._leaving = Leaving(self._conversations, self.pools, self._legs, self._placing)
 
     # -- what a driver may read --------------------------------------------------------------
 
@@ -235,7 +237,7 @@ class Scheduler:
         try:
             self._legs.learn(state, kv_tokens, _within(output_tokens, 0), _within(cached_tokens, 0))
         finally:
-            self._leave(state, kv_tokens)
+            self._leaving.leave(state, kv_tokens)
         return self._placing.admit()
 
     def on_conversation_ended(self, conversation_id: str, now_s: float) -> list[Action]:
@@ -246,7 +248,7 @@ class Scheduler:
             return []
         conversation.is_ending = True
         if not conversation.has_turns:
-            self._forget(conversation, State.ENDED)
+            self._leaving.forget(conversation, State.ENDED)
         return self._placing.admit()
 
     def on_conversation_expired(self, conversation_id: str, now_s: float) -> list[Action]:
@@ -255,7 +257,7 @@ class Scheduler:
         conversation = self._conversations.find(conversation_id)
         if conversation is None or not self._conversations.is_idle(conversation_id):
             return []
-        self._forget(conversation, State.EXPIRED)
+        self._leaving.forget(conversation, State.EXPIRED)
         return self._placing.admit()
 
     def on_conversation_yielded(self, conversation_id: str, now_s: float) -> list[Action]:
@@ -359,41 +361,6 @@ class Scheduler:
             holder = self._conversations.find(conversation_id)
             if holder is not None:
                 self._placing.lose_decoder(holder, engine, RebindCause.ENGINE_LOST)
-
-    def _leave(self, state: TurnState, kv_tokens: int | None) -> None:
-        """The conversation goes on without the turn, or rests."""
-        conversation = state.conversation
-        if conversation.leader is state:
-            self._placing.abandon(state)
-        elif conversation.running.pop(state.id, None) is not None:
-            self._settle(state, kv_tokens)
-        elif conversation.unplaced.pop(state.id, None) is None:
-            conversation.followers.remove(state)
-        if not conversation.has_turns:
-            self._rest(conversation)
-
-    def _settle(self, state: TurnState, kv_tokens: int | None) -> None:
-        """Reserve what the conversation is known to hold; what other turns of it still add stays debited."""
-        conversation = state.conversation
-        ledger = self.pools.ledgers.get(conversation.decoder or "")
-        if ledger is None or placement_of(state).decoder != conversation.decoder:
-            return
-        if kv_tokens is not None:
-            conversation.kv_tokens = max(kv_tokens, conversation.kv_tokens or 0)
-        if conversation.kv_tokens is not None:
-            own_tokens = self._legs.own_tokens(state, conversation.kv_tokens)
-            (ledger.grow if conversation.running else ledger.settle)(conversation.id, own_tokens)
-
-    def _rest(self, conversation: Conversation) -> None:
-        if conversation.is_ending or (conversation.decoder is None and not conversation.bindings):
-            self._forget(conversation, State.ENDED)
-            return
-        self._conversations.rest(conversation, self._placing.now_s)
-
-    def _forget(self, conversation: Conversation, state: State) -> None:
-        self.pools.release(conversation.id)
-        self.pools.shares.forget(conversation.id)
-        self._conversations.forget(conversation, state)
 
 
 def _within(counted: int | None, least: int, most: int | None = None) -> int | None:
