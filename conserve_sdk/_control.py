@@ -5,12 +5,14 @@ Requests and answers are plain values here; the drivers at the end do the I/O.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from conserve_sdk import protocol
+from conserve_sdk._carrier import CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S, Carrier
 from conserve_sdk._errors import GatewayRefused, GatewayUnreachable
 
 if TYPE_CHECKING:
@@ -18,11 +20,13 @@ if TYPE_CHECKING:
     from tenacity import AsyncRetrying, RetryCallState, Retrying
     from tenacity.stop import stop_base
 
-CONNECT_TIMEOUT_S: Final = 1.0
-REQUEST_TIMEOUT_S: Final = 3.0
+_log = logging.getLogger("conserve_sdk")
+
 _ATTEMPTS: Final = 4
 _FIRST_BACKOFF_S: Final = 0.05
 _LONGEST_BACKOFF_S: Final = 0.5
+_OWN_PARAMS: Final = frozenset({"model", "tenant", "limit", "conversation"})
+"""What the gateway's own routes ask for in a query."""
 _AZURE: Final = "/openai/deployments/"
 _TRANSIENT: Final = frozenset(
     {HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT}
@@ -41,6 +45,10 @@ class Gateway:
     authorization: str | None = field(default=None, repr=False)
     others: tuple[tuple[str, str], ...] = field(default=(), repr=False, compare=False)
     """What else of the model call's headers a front door may ask for."""
+    query: str = field(default="", repr=False, compare=False)
+    """The model call's query, as it was in its URL."""
+    carrier: Carrier | None = field(default=None, repr=False, compare=False)
+    """The client that made the model call."""
 
     @classmethod
     def seen_at(cls, url: str, authorization: str | None) -> Gateway:
@@ -56,6 +64,13 @@ class Gateway:
         own = {} if self.authorization is None else {"authorization": self.authorization}
         return {**dict(self.others), **own}
 
+    def url(self, path: str, **params: str) -> str:
+        """A control call's URL: `params`, and what of the model call's query means nothing else here."""
+        of_model_call = parse_qsl(self.query, keep_blank_values=True)
+        kept = [(name, value) for name, value in of_model_call if name not in _OWN_PARAMS]
+        query = urlencode([*kept, *params.items()])
+        return self.root + path + (f"?{query}" if query else "")
+
 
 @dataclass(frozen=True, slots=True)
 class ControlCall:
@@ -68,7 +83,12 @@ class ControlCall:
 
     @property
     def url(self) -> str:
-        return self.gateway.root + self.path
+        return self.gateway.url(self.path)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What a client takes beside method and URL."""
+        return {"json": self.body, "headers": self.gateway.headers()}
 
 
 def release_call(gateway: Gateway, conversation_id: str) -> ControlCall:
@@ -97,8 +117,23 @@ def retrying(stop: stop_base | None = None, **options: Any) -> Retrying:
 
 
 def send(client: httpx2.Client, call: ControlCall) -> httpx2.Response:
-    """One attempt."""
-    return client.request(call.method, call.url, json=call.body, headers=call.gateway.headers())
+    """One attempt: by the client that made the model call, else by this one of the SDK's own."""
+    if call.gateway.carrier is not None:
+        try:
+            return call.gateway.carrier.send(call.method, call.url, **call.options)
+        except Exception:  # noqa: BLE001 - it is the user's, and may raise anything
+            _log.debug("a control call goes by a client of its own", exc_info=True)
+    return client.request(call.method, call.url, **call.options)
+
+
+async def asend(client: httpx2.AsyncClient, call: ControlCall) -> httpx2.Response:
+    """`send` for asyncio."""
+    if call.gateway.carrier is not None:
+        try:
+            return await call.gateway.carrier.asend(call.method, call.url, **call.options)
+        except Exception:  # noqa: BLE001 - it is the user's, and may raise anything
+            _log.debug("a control call goes by a client of its own", exc_info=True)
+    return await client.request(call.method, call.url, **call.options)
 
 
 def fetch_report(gateway: Gateway, conversation_id: str) -> protocol.ConversationReport:
@@ -121,9 +156,7 @@ async def afetch_report(gateway: Gateway, conversation_id: str) -> protocol.Conv
     call = report_call(gateway, conversation_id)
     try:
         async with httpx2.AsyncClient(timeout=_timeout()) as client:
-            response: httpx2.Response = await _async_retrying()(
-                client.request, call.method, call.url, headers=gateway.headers()
-            )
+            response: httpx2.Response = await _async_retrying()(asend, client, call)
     except httpx2.HTTPError as error:
         raise _unreachable(call, error) from error
     return _read_report(call, response)

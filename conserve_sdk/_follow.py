@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 from conserve_sdk import protocol
-from conserve_sdk._control import CONNECT_TIMEOUT_S, Gateway
+from conserve_sdk._carrier import CONNECT_TIMEOUT_S, CannotCarry, http_errors
+from conserve_sdk._control import Gateway
 from conserve_sdk._errors import GatewayRefused, GatewayUnreachable
 
 if TYPE_CHECKING:
@@ -22,12 +23,10 @@ _OVER: Final = frozenset({"ended", "expired"})
 
 def follow(gateway: Gateway, conversation_id: str) -> Iterator[protocol.ConversationUpdate]:
     """Each change, until the conversation has ended. Raises GatewayUnreachable or GatewayRefused."""
-    import httpx2
-
     request = _request(gateway, conversation_id)
     with (
         _translated(gateway),
-        httpx2.Client(timeout=_timeout()) as client,
+        _client(gateway) as client,
         client.stream(**request) as answer,
     ):
         _check(gateway, answer)
@@ -40,11 +39,9 @@ def follow(gateway: Gateway, conversation_id: str) -> Iterator[protocol.Conversa
 
 async def afollow(gateway: Gateway, conversation_id: str) -> AsyncIterator[protocol.ConversationUpdate]:
     """`follow` for asyncio."""
-    import httpx2
-
     request = _request(gateway, conversation_id)
     with _translated(gateway):
-        async with httpx2.AsyncClient(timeout=_timeout()) as client, client.stream(**request) as answer:
+        async with _async_client(gateway) as client, client.stream(**request) as answer:
             _check(gateway, answer)
             async for line in answer.aiter_lines():
                 for change in _changes(line):
@@ -54,9 +51,33 @@ async def afollow(gateway: Gateway, conversation_id: str) -> AsyncIterator[proto
 
 
 def _request(gateway: Gateway, conversation_id: str) -> dict[str, Any]:
-    params = {"conversation": conversation_id}
-    url = gateway.root + protocol.LIVE_PATH
-    return {"method": "GET", "url": url, "params": params, "headers": gateway.headers()}
+    url = gateway.url(protocol.LIVE_PATH, conversation=conversation_id)
+    silence = (CONNECT_TIMEOUT_S, _SILENCE_S, _SILENCE_S, CONNECT_TIMEOUT_S)
+    return {"method": "GET", "url": url, "headers": gateway.headers(), "timeout": silence}
+
+
+def _client(gateway: Gateway) -> AbstractContextManager[httpx2.Client]:
+    """The client that made the model call, which stays open, or one of the SDK's own."""
+    import httpx2
+
+    try:
+        if gateway.carrier is not None:
+            return nullcontext(gateway.carrier.sync_client())
+    except CannotCarry:
+        pass
+    return httpx2.Client()
+
+
+def _async_client(gateway: Gateway) -> AbstractAsyncContextManager[httpx2.AsyncClient]:
+    """`_client` for asyncio."""
+    import httpx2
+
+    try:
+        if gateway.carrier is not None:
+            return nullcontext(gateway.carrier.async_client())
+    except CannotCarry:
+        pass
+    return httpx2.AsyncClient()
 
 
 def _changes(line: str) -> tuple[protocol.ConversationUpdate, ...]:
@@ -76,11 +97,9 @@ def _check(gateway: Gateway, answer: httpx2.Response) -> None:
 
 @contextmanager
 def _translated(gateway: Gateway) -> Iterator[None]:
-    import httpx2
-
     try:
         yield
-    except httpx2.HTTPError as error:
+    except http_errors() as error:
         raise GatewayUnreachable(
             f"the gateway at {gateway.root} stopped telling events: {error!r}"
         ) from error
@@ -88,9 +107,3 @@ def _translated(gateway: Gateway) -> Iterator[None]:
         raise GatewayRefused(
             f"{gateway.root} told something else than events: {error!r}", status=200
         ) from error
-
-
-def _timeout() -> httpx2.Timeout:
-    import httpx2
-
-    return httpx2.Timeout(_SILENCE_S, connect=CONNECT_TIMEOUT_S)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import logging
 import sys
+import weakref
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
 
+from conserve_sdk._carrier import AsyncCarrier, Carrier, SyncCarrier, async_carrier
 from conserve_sdk._control import Gateway
 from conserve_sdk._hosts import AllowList, Origin
 from conserve_sdk._identity import Identity, resolve_caller
@@ -72,18 +74,18 @@ class RequestTagger:
         self._allowed = allowed
         self._destination = functools.lru_cache(maxsize=256)(functools.partial(_Destination.of, allowed))
 
-    def tag(self, request: httpx2.Request) -> None:
+    def tag(self, request: httpx2.Request, carrier: Carrier | None) -> None:
         """Add what is missing; on a redirect to a server that is not allowed, take it off again."""
         try:
             destination = self._destination(str(request.url))
             if not destination.is_allowed:
                 self._remove(request)
             elif destination.is_turn:
-                self._add(request, destination.root)
+                self._add(request, destination.root, carrier)
         except Exception:  # noqa: BLE001 - nothing may reach the user's call
             _log.debug("a request went out without its conversation", exc_info=True)
 
-    def _add(self, request: httpx2.Request, root: str) -> None:
+    def _add(self, request: httpx2.Request, root: str, carrier: Carrier | None) -> None:
         # One pass over the headers: each look-up in them would be one, and `update` is several.
         present = {name.lower(): value for name, value in request.headers.raw}
         identity = resolve_caller()
@@ -97,7 +99,7 @@ class RequestTagger:
         if identity is not None:
             if identity.other_thread_id is not None:
                 self._warn_of_other_thread(identity)
-            _note(request, identity, root, present)
+            _note(request, identity, root, present, carrier)
 
     def _warn_of_other_thread(self, identity: Identity) -> None:
         if not self._has_warned:
@@ -129,24 +131,34 @@ async def note_answer_async(response: httpx2.Response) -> None:
 class SyncHook:
     """The request hook of an `httpx2.Client`."""
 
-    def __init__(self, tagger: RequestTagger) -> None:
+    def __init__(self, tagger: RequestTagger, client: Any) -> None:
         self.tagger = tagger
+        self._carrier = SyncCarrier(client)
 
     def __call__(self, request: httpx2.Request) -> None:
-        self.tagger.tag(request)
+        self.tagger.tag(request, self._carrier)
 
 
 class AsyncHook:
     """The request hook of an `httpx2.AsyncClient`."""
 
-    def __init__(self, tagger: RequestTagger) -> None:
+    def __init__(self, tagger: RequestTagger, client: Any) -> None:
         self.tagger = tagger
+        self._client = weakref.ref(client)
+        self._carrier: AsyncCarrier | None = None
 
     async def __call__(self, request: httpx2.Request) -> None:
-        self.tagger.tag(request)
+        self._carrier = async_carrier(self._client(), self._carrier)
+        self.tagger.tag(request, self._carrier)
 
 
-def _note(request: httpx2.Request, identity: Identity, root: str, present: Mapping[bytes, bytes]) -> None:
+def _note(
+    request: httpx2.Request,
+    identity: Identity,
+    root: str,
+    present: Mapping[bytes, bytes],
+    carrier: Carrier | None,
+) -> None:
     """Tell the conversation where it was seen, unless the user's own header names another."""
     own_id = identity.conversation_id.encode()
     if identity.note_gateway is not None and present.get(_CONVERSATION_ID, own_id) == own_id:
@@ -155,6 +167,8 @@ def _note(request: httpx2.Request, identity: Identity, root: str, present: Mappi
             root,
             authorization.decode("latin-1") if authorization is not None else None,
             tuple(_of_the_client(present)),
+            request.url.query.decode("ascii"),
+            carrier,
         )
         request.extensions[_ANSWERED] = identity.note_gateway(gateway)
 

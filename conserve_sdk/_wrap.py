@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from conserve_sdk._carrier import HTTP_PACKAGES
 from conserve_sdk._errors import UnsupportedClient
 from conserve_sdk._hosts import AllowList, Origin
 from conserve_sdk._settings import ALLOWED_HOSTS_VARIABLE, extra_allowed_hosts, is_disabled
@@ -22,8 +23,6 @@ _ACCEPTED: Final = (
     "openai.OpenAI, openai.AsyncOpenAI, langchain_openai.ChatOpenAI, a model that holds one of these as its "
     "`client` (Pydantic AI, smolagents), or a client of httpx2 or httpx"
 )
-_HTTP_PACKAGES: Final = ("httpx2", "httpx")
-"""httpx2 is httpx's continuation: hooks, requests and answers are alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +99,7 @@ def _hookables(client: object, base_url: str | None) -> Iterator[_Hookable]:
 
 def _kind(candidate: object) -> str | None:
     """`sync` or `async` for an HTTP client; nobody holds one without having imported its package."""
-    for package in _HTTP_PACKAGES:
+    for package in HTTP_PACKAGES:
         module = sys.modules.get(package)
         if module is None:
             continue
@@ -119,14 +118,15 @@ def _unsupported(client: object) -> UnsupportedClient:
 def _hook(hookable: _Hookable) -> None:
     """Install the hook, or teach the one that is there another server."""
     allowed = _allow_list(hookable.base_url)
-    hooks = hookable.http.event_hooks["request"]
+    http = hookable.http
+    hooks = http.event_hooks["request"]
     for hook in hooks:
         if isinstance(hook, (SyncHook, AsyncHook)):
             hook.tagger.allow(allowed)
             return
     tagger = RequestTagger(allowed)
-    hooks.append(SyncHook(tagger) if hookable.is_sync else AsyncHook(tagger))
-    hookable.http.event_hooks["response"].append(note_answer if hookable.is_sync else note_answer_async)
+    hooks.append(SyncHook(tagger, http) if hookable.is_sync else AsyncHook(tagger, http))
+    http.event_hooks["response"].append(note_answer if hookable.is_sync else note_answer_async)
 
 
 def _allow_list(base_url: str) -> AllowList:

@@ -53,12 +53,17 @@ def _completion(request: dict[str, Any]) -> httpx2.Response:
 
 @dataclass
 class FakeModel:
-    """Answers chat completions in process and keeps the requests; `failures` are answered first."""
+    """Answers chat completions in process and keeps the requests; `failures` are answered first.
+
+    No way for control calls: those go by the SDK's own client, to `FakeControl`.
+    """
 
     requests: list[httpx2.Request] = field(default_factory=list)
     failures: list[httpx2.Response] = field(default_factory=list)
 
     def __call__(self, request: httpx2.Request) -> httpx2.Response:
+        if protocol.CONVERSATIONS_PATH in request.url.path:
+            raise httpx2.ConnectError("no control calls here")
         self.requests.append(request)
         if self.failures:
             return self.failures.pop(0)

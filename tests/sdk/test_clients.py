@@ -69,12 +69,14 @@ ANSWERS: dict[str, dict[str, Any]] = {
 
 
 class Server:
-    """Answers every endpoint of OpenAI's that is called here, and keeps the requests."""
+    """Answers every endpoint of OpenAI's that is called here, and keeps them; no way for control calls."""
 
     def __init__(self) -> None:
         self.requests: list[httpx2.Request] = []
 
     def __call__(self, request: httpx2.Request) -> httpx2.Response:
+        if protocol.CONVERSATIONS_PATH in request.url.path:
+            raise httpx2.ConnectError("no control calls here")
         self.requests.append(request)
         name = request.url.path.rpartition("/")[2]
         if request.content and json.loads(request.content).get("stream"):
@@ -158,7 +160,8 @@ def test_azure_clients_carry_it_and_their_gateway_is_found(
     with conserve.conversation("c-1"):
         client.chat.completions.create(model="m", messages=QUESTION)
     assert server.ids() == ["c-1"]
-    assert [str(request.url) for request in control.requests] == [f"{root}/v1/conversations/c-1"]
+    released = f"{root}/v1/conversations/c-1?api-version=2026-01-01"
+    assert [str(request.url) for request in control.requests] == [released]
 
 
 def test_azures_own_servers_get_no_identifier() -> None:

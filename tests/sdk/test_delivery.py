@@ -179,7 +179,11 @@ import os, sys
 import conserve_sdk as conserve
 import httpx2
 url = sys.argv[1]
-answer = httpx2.MockTransport(lambda request: httpx2.Response(200))
+def model(request):
+    if "/conversations/" in request.url.path:
+        raise httpx2.ConnectError("no control calls here")
+    return httpx2.Response(200)
+answer = httpx2.MockTransport(model)
 client = conserve.wrap(httpx2.Client(transport=answer), base_url=url)
 def turn(name):
     with conserve.conversation(name):
@@ -210,7 +214,11 @@ import conserve_sdk as conserve
 import httpx2
 listener = socket.create_server(("127.0.0.1", 0))  # takes connections, never answers
 url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-answer = httpx2.MockTransport(lambda request: httpx2.Response(200))
+def model(request):
+    if "/conversations/" in request.url.path:
+        raise httpx2.ConnectError("no control calls here")
+    return httpx2.Response(200)
+answer = httpx2.MockTransport(model)
 client = conserve.wrap(httpx2.Client(transport=answer), base_url=url)
 with conserve.conversation() as conversation:
     client.post(f"{url}/chat/completions")
