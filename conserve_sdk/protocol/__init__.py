@@ -51,6 +51,7 @@ from conserve_sdk.protocol.reports import (
     ToolReport,
     TurnReport,
 )
+from conserve_sdk.protocol.totals import ConversationTotals
 
 __all__ = [
     "AGENT",
@@ -77,6 +78,7 @@ __all__ = [
     "SAMPLER_VARIABLE",
     "UNKNOWN_ENERGY",
     "ConversationReport",
+    "ConversationTotals",
     "ConversationUpdate",
     "EnergyReport",
     "EnergySource",

@@ -13,6 +13,7 @@ from conserve_sdk.protocol.energy import (
     joules_note,
     read_energy,
 )
+from conserve_sdk.protocol.totals import ConversationTotals
 
 
 class Path(StrEnum):
@@ -132,7 +133,8 @@ class ConversationReport:
     "metrics": tool time excluded). `reserved_kv_tokens` is what the scheduler holds for it
     on its decoder now, 0 once it has ended. `rebinds`: why it was bound once more, each time.
     `synthetic`: no client named it, it was recognised by its message history. `children` names
-    its branches.
+    its branches, and `with_branches` adds them up (None where it has none); all else is this
+    conversation's own.
     """
 
     id: str
@@ -142,6 +144,7 @@ class ConversationReport:
     agent: str | None = None
     parent_id: str | None = None
     children: tuple[str, ...] = ()
+    with_branches: ConversationTotals | None = None
     model: str | None = None
     decoder: str | None = None
     decoders: tuple[str, ...] = ()
@@ -163,6 +166,8 @@ class ConversationReport:
         """Read the gateway's document; fields that a newer gateway adds are left out."""
         known = known_fields(cls, document)
         known["energy"] = read_energy(document.get("energy"))
+        totals = document.get("with_branches")
+        known["with_branches"] = None if totals is None else ConversationTotals.from_json(totals)
         known["turns"] = tuple(_turn(t) for t in document.get("turns", ()))
         known["tools"] = tuple(_tool(t) for t in document.get("tools", ()))
         for name in ("decoders", "children"):
@@ -211,14 +216,24 @@ def _count(value: int | None) -> str:
 
 def _summary(report: ConversationReport) -> list[str]:
     emulated = " (emulated engine)" if report.emulated else ""
-    counts = (
-        f"{len(report.turns)} turns, {len(report.tools)} tool calls, {report.kv_transfers} KV transfer(s)"
-    )
+    counts = _counts(len(report.turns), len(report.tools), report.kv_transfers)
+    own = f"  decoder {report.decoder or '-'}, TTFET {_seconds(report.ttfet_s)}, energy {report.energy}"
+    turns = [_turn_line(turn) for turn in report.turns]
+    totals = report.with_branches
+    if totals is None:
+        return [f"conversation {report.id}{emulated}: {report.state}, {counts}", own, *turns]
+    whole = _counts(totals.turns, totals.tools, totals.kv_transfers)
+    branches = [f"  branch {name}" for name in report.children]
     return [
-        f"conversation {report.id}{emulated}: {report.state}, {counts}",
-        f"  decoder {report.decoder or '-'}, TTFET {_seconds(report.ttfet_s)}, energy {report.energy}",
-        *(_turn_line(turn) for turn in report.turns),
+        f"conversation {report.id}{emulated}: {report.state}, {whole}, energy {totals.energy}",
+        *([f"  of its own: {counts}", own] if turns else ["  all in its branches"]),
+        *turns,
+        *branches,
     ]
+
+
+def _counts(turns: int, tools: int, kv_transfers: int) -> str:
+    return f"{turns} turns, {tools} tool calls, {kv_transfers} KV transfer(s)"
 
 
 def _turn_line(turn: TurnReport) -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import httpx2
+import pytest
+
+from conserve_sdk.protocol import ConversationReport
 
 from .conftest import MODEL, Serve, Served
 
@@ -42,6 +45,49 @@ async def test_a_conversation_and_its_branches_name_one_another(gateway: Served)
     )
     assert (report["children"], report["turns"], report["state"]) == (["c/sub:1"], [], "new")
     assert (child["parent_id"], len(child["turns"])) == ("c", 1)
+
+
+async def test_a_report_adds_the_branches_up(gateway: Served) -> None:
+    for headers in ({"x-conserve-conversation-id": "c"}, branch("sub:1"), branch("sub:2"), branch("sub:1")):
+        await ask(gateway, headers)
+    report = ConversationReport.from_json(await gateway.report("c"))
+    children = [
+        ConversationReport.from_json((await gateway.client.get(f"/v1/conversations/{name}")).json())
+        for name in ("c%2Fsub%3A1", "c%2Fsub%3A2")
+    ]
+    assert [child.with_branches for child in children] == [None, None]
+    totals = report.with_branches
+    assert totals is not None
+    assert (totals.branches, totals.turns, len(report.turns)) == (2, 4, 1)
+    every = (report, *children)
+    assert totals.kv_transfers == sum(each.kv_transfers for each in every) == 3
+    assert totals.reserved_kv_tokens == sum(each.reserved_kv_tokens for each in every)
+    turns = [turn for each in every for turn in each.turns]
+    assert totals.prompt_tokens == sum(turn.prompt_tokens or 0 for turn in turns)
+    assert totals.completion_tokens == sum(turn.completion_tokens or 0 for turn in turns) == 16
+
+
+async def test_energy_of_the_branches_is_added_up(serve: Serve) -> None:
+    async with serve(energy={"meter": "modelled", "window_s": 0.05}) as gateway:
+        for name in ("sub:1", "sub:2"):
+            await ask(gateway, branch(name))
+        await gateway.client.delete("/v1/conversations/c")
+        await gateway.eventually(lambda: _is_settled(gateway))
+        report = ConversationReport.from_json(await gateway.report("c"))
+        parts = [
+            ConversationReport.from_json((await gateway.client.get(f"/v1/conversations/{name}")).json())
+            for name in ("c%2Fsub%3A1", "c%2Fsub%3A2")
+        ]
+    assert report.energy.total_j is None  # no turn of its own
+    assert report.with_branches is not None
+    assert report.with_branches.energy.total_j == pytest.approx(sum(p.energy.total_j or 0 for p in parts))
+    first = str(report).splitlines()[0]
+    assert f"2 turns, 0 tool calls, 2 KV transfer(s), energy {report.with_branches.energy}" in first
+
+
+async def _is_settled(gateway: Served) -> bool:
+    report = ConversationReport.from_json(await gateway.report("c"))
+    return report.with_branches is not None and not report.with_branches.energy.pending
 
 
 async def test_releasing_a_conversation_releases_its_branches(gateway: Served) -> None:

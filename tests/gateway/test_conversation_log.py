@@ -67,16 +67,16 @@ def test_recent_ones_come_latest_first_live_or_ended() -> None:
     assert [r.identity.conversation_id for r in log.recent(TENANTS, 3)] == ["a", "d", "c"]
 
 
-def test_a_branch_brings_its_conversation_along_and_ends_it_when_that_had_no_turn() -> None:
+def test_a_branch_brings_its_conversation_along() -> None:
     log = ConversationLog(ended_kept=5)
     branches = [run_turn(log, named(f"a/{n}", branch_of="a"), 1.0) for n in (1, 2)]
     (root,) = log.find(["t"], "a")
     assert log.branches(root) == branches
     assert log.live_count("t") == 3
-    log.end(branches[0], ENDED)
-    assert log.live_count("t") == 2
-    log.end(branches[1], ENDED)
-    assert (log.live_count("t"), root.ended_as) == (0, ENDED)
+    assert [log.root(branch) for branch in branches] == [root, root]
+    assert log.root(root) is None
+    log.end(root, ENDED)
+    assert log.root(branches[0]) is root  # ended, and remembered
 
 
 def test_a_conversation_with_turns_of_its_own_outlives_its_branches() -> None:
@@ -89,6 +89,10 @@ def test_a_conversation_with_turns_of_its_own_outlives_its_branches() -> None:
 def test_what_is_forgotten_leaves_nothing_behind() -> None:
     log = ConversationLog(ended_kept=0)
     for number in range(5):
-        log.end(run_turn(log, named(f"a/{number}", branch_of="a"), 1.0), ENDED)
+        branch = run_turn(log, named(f"a/{number}", branch_of="a"), 1.0)
+        root = log.root(branch)
+        assert root is not None
+        log.end(branch, ENDED)
+        log.end(root, ENDED)
     shelf = log._shelves["t"]
     assert (shelf.live, shelf.ended, shelf.by_id, shelf.branches) == ({}, {}, {}, {})

@@ -115,3 +115,61 @@ async def test_what_was_cached_and_what_was_written_make_up_the_prompt(gateway: 
         read, written = found[names.CACHE_READ_TOKENS], found[names.CACHE_WRITE_TOKENS]
         assert read + written == found[names.INPUT_TOKENS]
         assert found[names.CACHE_CREATION_TOKENS] == written
+
+
+async def branch(gateway: Served, name: str, **headers: str) -> None:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+    named = {"x-conserve-conversation-id": "a", "x-conserve-branch": name, **headers}
+    await gateway.client.post("/v1/chat/completions", json=body, headers=named)
+
+
+async def test_a_summary_adds_the_branches_up_beside_the_conversations_own(gateway: Served) -> None:
+    await gateway.ask("a", "hello")
+    for name in ("one", "two", "one"):
+        await branch(gateway, name)
+    found = await released(gateway)
+    assert len(summaries(gateway)) == 3
+    own = (found[names.CONVERSATION_TURNS], found[names.CONVERSATION_TRANSFERS])
+    whole = [found[names.WITH_BRANCHES + name] for name in ("turns", "kv_transfers", "rebinds")]
+    assert (found[names.CONVERSATION_BRANCHES], own, whole) == (2, (1, 1), [4, 3, 0])
+    assert await gateway.metric("conserve_conversation_turns_sum") == 4
+    assert await gateway.metric("conserve_conversation_turns_count") == 3
+
+
+async def test_one_that_has_branches_alone_is_summed_up_after_the_last_of_them(gateway: Served) -> None:
+    await branch(gateway, "one")
+    await branch(gateway, "two", **{"x-conserve-final": "true"})
+    assert [str((s.attributes or {})[names.CONVERSATION_ID]) for s in summaries(gateway)] == ["a/two"]
+    await branch(gateway, "one", **{"x-conserve-final": "true"})
+    ids = [str((s.attributes or {})[names.CONVERSATION_ID]) for s in summaries(gateway)]
+    assert ids == ["a/two", "a/one", "a"]
+    whole = summaries(gateway)[-1]
+    found: Any = whole.attributes
+    assert (found[names.CONVERSATION_TURNS], found[names.WITH_BRANCHES + "turns"]) == (0, 3)
+    turns = [span.context.span_id for span in gateway.spans if span.name == names.SPAN_TURN]
+    assert sorted(link.context.span_id for link in whole.links) == sorted(turns)
+    assert await gateway.metric("conserve_conversation_turns_count") == 2  # what had turns of its own
+
+
+async def test_a_summary_waits_for_a_branch_that_still_runs(serve: Serve) -> None:
+    slow = [engine_config(Role.DECODE, "decode-0", faults=(Fault("slow", delay_s=0.05),))]
+    body = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "hello"}],
+        "max_tokens": 8,
+        "stream": True,
+    }
+    headers = {"x-conserve-conversation-id": "a", "x-conserve-branch": "one"}
+    async with serve(decode=slow) as gateway:
+        await gateway.ask("a", "hello")
+        post = gateway.client.stream("POST", "/v1/chat/completions", json=body, headers=headers)
+        async with post as answer:
+            chunks = answer.aiter_bytes()
+            await anext(chunks)
+            await gateway.client.delete("/v1/conversations/a")
+            assert summaries(gateway) == []
+            async for _ in chunks:
+                pass
+        ids = [str((s.attributes or {})[names.CONVERSATION_ID]) for s in summaries(gateway)]
+    assert ids == ["a/one", "a"]
+    assert (summaries(gateway)[-1].attributes or {})[names.WITH_BRANCHES + "turns"] == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -47,6 +48,23 @@ class ConversationAccount:
     """KV tokens that it holds, by engine."""
     output_tokens: int = 0
     context_tokens: int = 0
+
+    @classmethod
+    def together(cls, accounts: Sequence[ConversationAccount]) -> ConversationAccount:
+        """What was charged to these by now, as one account's."""
+        return cls(
+            accounts[0].tenant,
+            accounts[0].model,
+            energy=sum((account.energy for account in accounts), NOTHING),
+            gap_j=sum(account.gap_j for account in accounts),
+            sources=NO_SOURCES.union(*(account.sources for account in accounts)),
+            unsettled_turns=sum(account.unsettled_turns for account in accounts),
+            unmetered=tuple(dict.fromkeys(why for account in accounts for why in account.unmetered)),
+            missed_s=sum(account.missed_s for account in accounts),
+            holdings={engine: held for account in accounts for engine, held in account.holdings.items()},
+            output_tokens=sum(account.output_tokens for account in accounts),
+            context_tokens=sum(account.context_tokens for account in accounts),
+        )
 
     def charge(self, joules: Joules, source: EnergySource) -> None:
         """For holding KV while none of its turns ran."""

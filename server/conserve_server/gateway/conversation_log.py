@@ -61,6 +61,7 @@ class ConversationLog:
             if identity.branch_of is not None:
                 self._open_root(shelf, identity, identity.branch_of, now_s)
         record.ended_as = None
+        record.is_summed_up = False
         shelf.put(record)
         return record
 
@@ -89,6 +90,15 @@ class ConversationLog:
         of_any_model = shelf.branches.get(record.identity.conversation_id, {}).values()
         return [branch for branch in of_any_model if branch.identity.model == record.identity.model]
 
+    def root(self, branch: ConversationRecord) -> ConversationRecord | None:
+        """The conversation that this is a branch of, while it is remembered."""
+        identity = branch.identity
+        if identity.branch_of is None:
+            return None
+        shelf = self._shelves[identity.tenant]
+        key = replace(identity, conversation_id=identity.branch_of, branch_of=None).key
+        return shelf.live.get(key) or shelf.ended.get(key)
+
     def recent(self, tenants: Sequence[str], limit: int) -> list[ConversationRecord]:
         """The `limit` conversations whose turns are the latest, latest first."""
         found: list[ConversationRecord] = []
@@ -112,7 +122,6 @@ class ConversationLog:
         shelf.ended[record.identity.key] = record
         while len(shelf.ended) > self._ended_kept:
             shelf.forget(next(iter(shelf.ended.values())))
-        self._end_bare_root(shelf, record, ended_as)
 
     def _open_root(self, shelf: _Shelf, branch: Identity, root_id: str, now_s: float) -> None:
         """A conversation can be reported and released even if only its branches ever had a turn."""
@@ -121,13 +130,5 @@ class ConversationLog:
         if known is None or not known.turns_begun:
             record = known or ConversationRecord(root, now_s)
             record.ended_as = None
+            record.is_summed_up = False
             shelf.put(record)
-
-    def _end_bare_root(self, shelf: _Shelf, record: ConversationRecord, ended_as: str) -> None:
-        """A conversation without turns of its own ends with its last branch."""
-        if record.identity.branch_of is None:
-            return
-        key = replace(record.identity, conversation_id=record.identity.branch_of, branch_of=None).key
-        root = shelf.live.get(key)
-        if root is not None and not root.turns_begun and all(b.ended_as for b in self.branches(root)):
-            self.end(root, ended_as)

@@ -17,6 +17,7 @@ from conserve_sdk.protocol import CONVERSATIONS_PATH, Outcome, ToolEvent, clean_
 from conserve_server.core.errors import InvalidRequest
 from conserve_server.energy.accounts import Factors
 from conserve_server.gateway.body import BodyMemory, read_body
+from conserve_server.gateway.branch_totals import with_branches
 from conserve_server.gateway.conversations import Conversations
 from conserve_server.gateway.json_text import check_text, what_is_wrong
 from conserve_server.gateway.limits import BodyLimits
@@ -143,10 +144,14 @@ class ConversationRoutes:
     def _document(self, record: ConversationRecord) -> dict[str, Any]:
         live = self._scheduler.find(record.identity.key)
         branches = self._conversations.log.branches(record)
+        reserved = [self._scheduler.reserved_tokens(each.identity.key) for each in (record, *branches)]
         report = record.report(
             state=live.state if live else "new",
-            reserved_kv_tokens=self._scheduler.reserved_tokens(record.identity.key),
+            reserved_kv_tokens=reserved[0],
             children=tuple(branch.identity.conversation_id for branch in branches),
+            with_branches=with_branches(
+                record, branches, reserved_kv_tokens=sum(reserved), factors=self._factors
+            ),
             factors=self._factors,
         )
         return report.to_json()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 
 from conserve_server.core.config import GatewayConfig
@@ -61,7 +61,9 @@ class Conversations:
         self._synthetic_idle_timeout_s = synthetic_idle_timeout_s
         self._limit = limit
         self._own_limits = dict(own_limits)
-        self._tell_summary = Event("conversation ended", [("summary", endings.ended)], errors)
+        self._tell_summary = Event[ConversationRecord, Sequence[ConversationRecord]](
+            "conversation ended", [("summary", endings.ended)], errors
+        )
         self._max_waiting_turns = max_waiting_turns
         self._draining = draining
         self._tell_end = Event[ConversationRecord, str](
@@ -150,8 +152,7 @@ class Conversations:
         `can_go_on`: whether a later turn can be known as one of the same conversation.
         """
         if record.ended_as is not None:
-            if not record.has_turns:
-                self._tell_summary(record)
+            self._sum_up(record)
             return
         is_known = self._coordinator.scheduler.find(identity.key) is not None
         if identity.is_final:
@@ -167,11 +168,12 @@ class Conversations:
     def end(self, record: ConversationRecord, ended_as: str) -> None:
         """The conversation is over: its reservation is freed once its running turns have ended."""
         identity = record.identity
-        is_new = record.ended_as is None
         self._resting.get(identity.tenant, OrderedDict()).pop(identity.key, None)
         self._tell_end(record, ended_as)
-        if is_new and not record.has_turns:
-            self._tell_summary(record)
+        self._sum_up(record)
+        root = self.log.root(record)
+        if root is not None and self._is_over_with_its_branches(root):
+            self.end(root, ended_as)
 
     def release(self, record: ConversationRecord) -> None:
         """End it by its client's wish, and its branches with it."""
@@ -192,6 +194,23 @@ class Conversations:
             limit_s = now_s - self._synthetic_idle_timeout_s
             while (oldest := next(_oldest(keys), None)) is not None and oldest[1] <= limit_s:
                 self._end_resting(tenant, oldest[0])
+
+    def _is_over_with_its_branches(self, root: ConversationRecord) -> bool:
+        """Whether it lives on by its branches alone, and the last of them has ended."""
+        is_bare = root.ended_as is None and not root.turns_begun
+        return is_bare and all(branch.ended_as for branch in self.log.branches(root))
+
+    def _sum_up(self, record: ConversationRecord) -> None:
+        """Tell its summary, once nothing of it or its branches runs; then that of what it is a branch of."""
+        branches = self.log.branches(record)
+        if record.ended_as is None or any(each.has_turns for each in (record, *branches)):
+            return
+        if not record.is_summed_up:
+            record.is_summed_up = True
+            self._tell_summary(record, branches)
+        root = self.log.root(record)
+        if root is not None:
+            self._sum_up(root)
 
     def _end_resting(self, tenant: str, key: str) -> None:
         del self._resting[tenant][key]

@@ -1,15 +1,16 @@
-"""A conversation's last word: its summary, as a span of its own and in the metrics."""
+"""The summary of a conversation that has ended, as a span of its own and in the metrics."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from opentelemetry.trace import Tracer
 
 from conserve_server.core.clock import Clock
+from conserve_server.gateway.branch_totals import with_branches
 from conserve_server.gateway.identity import DEFAULT_TENANT
-from conserve_server.gateway.record import ConversationRecord
+from conserve_server.gateway.record import MAX_LINKS, ConversationRecord
 from conserve_server.telemetry import names
 from conserve_server.telemetry.metrics import GatewayMetrics
 from conserve_server.telemetry.spans import Attributes, write_conversation_span
@@ -17,7 +18,7 @@ from conserve_server.telemetry.summary import ConversationSummary
 
 
 class Endings:
-    """Told once a conversation has ended and its last turn is over.
+    """Told once a conversation has ended and its last turn, and its branches', are over.
 
     One that goes on after its end is summed up again, whole, when it ends again.
     """
@@ -35,22 +36,31 @@ class Endings:
         self._clock = clock
         self._wall_clock_ns = wall_clock_ns
 
-    def ended(self, record: ConversationRecord) -> None:
-        """Write the summary; nothing for a conversation that never had a turn of its own."""
-        if not record.turns or record.last_end_s is None:
+    def ended(self, record: ConversationRecord, branches: Sequence[ConversationRecord]) -> None:
+        """Write the summary; nothing where neither the conversation nor a branch of it had a turn.
+
+        One that had none itself runs as long as its branches, and links to their turns. It is not
+        counted in the metrics, which count its branches.
+        """
+        timed = [record] if record.turns else branches
+        ends_s = [each.last_end_s for each in timed if each.turns and each.last_end_s is not None]
+        if not ends_s:
             return
-        report = record.report(state=record.ended_as or "", reserved_kv_tokens=0)
-        e2e_s = record.last_end_s - record.first_arrival_s
+        last_end_s = max(ends_s)
+        totals = with_branches(record, branches)
+        report = record.report(state=record.ended_as or "", reserved_kv_tokens=0, with_branches=totals)
+        e2e_s = last_end_s - record.first_arrival_s
         summary = ConversationSummary.of(
             report, e2e_s=e2e_s, rebinds=len(record.rebinds), energy_j=report.energy.total_j
         )
-        self._metrics.conversation_ended(summary)
-        end_ns = self._wall_clock_ns() - round((self._clock.now_s() - record.last_end_s) * 1e9)
+        if record.turns:
+            self._metrics.conversation_ended(summary)
+        end_ns = self._wall_clock_ns() - round((self._clock.now_s() - last_end_s) * 1e9)
         write_conversation_span(
             self._tracer,
             record.identity.conversation_id,
             {**_who(record), **summary.attributes()},
-            turns=record.turn_spans,
+            turns=[context for each in timed for context in each.turn_spans][-MAX_LINKS:],
             start_ns=end_ns - round(e2e_s * 1e9),
             end_ns=end_ns,
         )

@@ -13,6 +13,7 @@ from opentelemetry.trace import SpanContext
 
 from conserve_sdk.protocol import (
     ConversationReport,
+    ConversationTotals,
     Path,
     RebindCause,
     RunningTurn,
@@ -49,6 +50,8 @@ class ConversationRecord:
     first_arrival_s: float
     is_emulated: bool = False
     ended_as: str | None = None
+    is_summed_up: bool = False
+    """Whether its summary was told since it ended."""
     kv_transfers: int = 0
     rebinds: list[RebindCause] = field(default_factory=list)
     turns_begun: int = 0
@@ -142,6 +145,7 @@ class ConversationRecord:
         state: str,
         reserved_kv_tokens: int,
         children: tuple[str, ...] = (),
+        with_branches: ConversationTotals | None = None,
         factors: Factors = NO_FACTORS,
     ) -> ConversationReport:
         """The report, with what only the scheduler and the log know. Joules are those known by now."""
@@ -153,6 +157,7 @@ class ConversationRecord:
             agent=self.identity.agent,
             parent_id=self.identity.parent_id,
             children=children,
+            with_branches=with_branches,
             model=self.identity.model,
             decoder=self.decoders[-1] if self.decoders else None,
             decoders=tuple(dict.fromkeys(self.decoders)),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from opentelemetry.util.types import AttributeValue
 
-from conserve_sdk.protocol import ConversationReport, Outcome, TurnReport
+from conserve_sdk.protocol import ConversationReport, ConversationTotals, Outcome, TurnReport
 from conserve_server.telemetry import names
 
 
@@ -32,6 +32,7 @@ class ConversationSummary:
     prompt_tokens: int | None
     output_tokens: int | None
     energy_j: float | None = None
+    with_branches: ConversationTotals | None = None
 
     @classmethod
     def of(
@@ -50,6 +51,7 @@ class ConversationSummary:
             prompt_tokens=_sum([turn.prompt_tokens for turn in report.turns]),
             output_tokens=_sum([turn.completion_tokens for turn in report.turns]),
             energy_j=energy_j,
+            with_branches=report.with_branches,
         )
 
     def attributes(self) -> dict[str, AttributeValue]:
@@ -67,7 +69,23 @@ class ConversationSummary:
             names.CONVERSATION_OUTPUT_TOKENS: self.output_tokens,
             names.CONVERSATION_ENERGY_J: self.energy_j,
         }
+        if self.with_branches is not None:
+            found |= _with_branches(self.with_branches)
         return {name: value for name, value in found.items() if value is not None}
+
+
+def _with_branches(totals: ConversationTotals) -> dict[str, AttributeValue | None]:
+    sums = {
+        "turns": totals.turns,
+        "tool_calls": totals.tools,
+        "kv_transfers": totals.kv_transfers,
+        "rebinds": totals.rebinds,
+        "prompt_tokens": totals.prompt_tokens,
+        "output_tokens": totals.completion_tokens,
+        "energy_j": totals.energy.total_j,
+    }
+    found = {names.WITH_BRANCHES + name: value for name, value in sums.items()}
+    return {names.CONVERSATION_BRANCHES: totals.branches, **found}
 
 
 def _last_turn_tbt_s(turns: Sequence[TurnReport]) -> float | None:
