@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 
 from opentelemetry.sdk.trace import TracerProvider
 
@@ -11,10 +12,7 @@ from conserve_server.core.clock import SystemClock
 from conserve_server.core.config import Config, parse_config
 from conserve_server.core.errors import TurnError
 from conserve_server.energy.accounts import ConversationAccount
-from conserve_server.engines.engine import (
-    Role,
-    listed_engines,
-)
+from conserve_server.engines.engine import EngineSpec, Role, listed_engines
 from conserve_server.engines.wire import Api
 from conserve_server.gateway.bookkeepers import bookkeepers
 from conserve_server.gateway.cluster import Cluster
@@ -105,7 +103,7 @@ class World:
         self.conversations.recognition = faults.around(
             self.conversations.recognition, "recognition", but=frozenset({"recognise"})
         )
-        self.cluster = Cluster([FakeEngine(s, self.clients) for s in specs], self.coordinator, metrics)
+        self.cluster = self._cluster(specs, metrics)
         traces = TurnTraces(tracer, 1000.0, lambda error: self.errors.note("traces", "step", error))
         retries = Retries(self.cluster, clock, metrics, max_failures=3, share=1.0, max_wait_s=0.05)
         kept = bookkeepers(self.coordinator, self.conversations, energy, traces, metrics)
@@ -125,6 +123,11 @@ class World:
         )
         for spec in specs:
             self.coordinator.engine_up(spec.name, CAPACITY)
+
+    def _cluster(self, specs: Sequence[EngineSpec], metrics: GatewayMetrics) -> Cluster:
+        """Engines that nobody looks at: a doubt of one ends by its limit alone."""
+        engines = [FakeEngine(spec, self.clients) for spec in specs]
+        return Cluster(engines, self.coordinator, metrics, doubt_limit_s=0.02)
 
     async def ask(self, asked: Asked) -> Client:
         """One turn from arrival to end."""

@@ -44,6 +44,7 @@ class Cluster:
         *,
         on_removed: Callable[[str], None] | None = None,
         on_lost: Callable[[str], None] = ignore,
+        doubt_limit_s: float = DOUBT_LIMIT_S,
     ) -> None:
         self._engines = {engine.spec.name: engine for engine in engines}
         self._coordinator = coordinator
@@ -52,6 +53,7 @@ class Cluster:
         self._metrics = metrics
         self._on_removed = on_removed
         self._on_lost = on_lost
+        self._doubt_limit_s = doubt_limit_s
         self._failures: dict[str, int] = dict.fromkeys(self._engines, 0)
         self._legs: dict[str, set[Cutoff[Engine]]] = {name: set() for name in self._engines}
         self._doubts: dict[str, asyncio.Event] = {name: asyncio.Event() for name in self._engines}
@@ -96,7 +98,7 @@ class Cluster:
         """Whether an engine that failed a leg is still the process that it was; waits until a look knows."""
         doubt = self._doubts.get(name)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(DOUBT_LIMIT_S):
+            async with asyncio.timeout(self._doubt_limit_s):
                 while doubt is not None and doubt.is_set():  # noqa: ASYNC110 - looks clear it
                     await asyncio.sleep(DOUBTED_INTERVAL_S / 2)
         status = self.statuses.get(name)
