@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import sys
 import weakref
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
     import asyncio
 
     import httpx2
+
+ClientT = TypeVar("ClientT")
 
 HTTP_PACKAGES: Final = ("httpx2", "httpx")
 """httpx2 is httpx's continuation: clients, requests, answers and hooks are alike."""
@@ -29,23 +31,26 @@ class CannotCarry(Exception):
 
 
 class Carrier:
-    """A client that made a model call. All raise CannotCarry, or what the client raises."""
+    """A client that made a model call."""
 
     def send(self, method: str, url: str, **options: Any) -> httpx2.Response:
-        """One request, from any thread but that of the client's own event loop."""
+        """One request, from any thread but that of the client's own event loop.
+
+        Raises CannotCarry, or what the client raises.
+        """
         raise NotImplementedError
 
     async def asend(self, method: str, url: str, **options: Any) -> httpx2.Response:
         """`send` for asyncio."""
         raise NotImplementedError
 
-    def sync_client(self) -> httpx2.Client:
-        """The client, to stream with."""
-        raise CannotCarry("the client is an asynchronous one")
+    def sync_client(self) -> httpx2.Client | None:
+        """The client, if it is a synchronous one and open."""
+        return None
 
-    def async_client(self) -> httpx2.AsyncClient:
-        """The client, to stream with on the loop that runs here."""
-        raise CannotCarry("the client is a synchronous one")
+    def async_client(self) -> httpx2.AsyncClient | None:
+        """The client, if it is open and of the loop that runs here."""
+        return None
 
 
 class SyncCarrier(Carrier):
@@ -55,16 +60,15 @@ class SyncCarrier(Carrier):
         self._client = weakref.ref(client)
 
     def send(self, method: str, url: str, **options: Any) -> httpx2.Response:
-        return self.sync_client().request(method, url, timeout=_TIMEOUT, **options)
+        return _there(self.sync_client()).request(method, url, timeout=_TIMEOUT, **options)
 
     async def asend(self, method: str, url: str, **options: Any) -> httpx2.Response:
         import asyncio
 
         return await asyncio.to_thread(self.send, method, url, **options)
 
-    def sync_client(self) -> httpx2.Client:
-        client: httpx2.Client = _open(self._client())
-        return client
+    def sync_client(self) -> httpx2.Client | None:
+        return _open(self._client())
 
 
 class AsyncCarrier(Carrier):
@@ -77,23 +81,20 @@ class AsyncCarrier(Carrier):
     def send(self, method: str, url: str, **options: Any) -> httpx2.Response:
         import asyncio
 
-        client, loop = _open(self._client()), self._loop()
+        client, loop = _there(_open(self._client())), self._loop()
         if loop is None or not loop.is_running() or loop is _running_loop():
             raise CannotCarry("the client's event loop can't be waited for from here")
-        sent = asyncio.run_coroutine_threadsafe(_request(client, method, url, options), loop)
+        sent = asyncio.run_coroutine_threadsafe(_quietly(client, method, url, **options), loop)
         try:
             return sent.result(REQUEST_TIMEOUT_S)
         finally:
             sent.cancel()  # nothing for one that is done
 
     async def asend(self, method: str, url: str, **options: Any) -> httpx2.Response:
-        return await _request(self.async_client(), method, url, options)
+        return await _there(self.async_client()).request(method, url, timeout=_TIMEOUT, **options)
 
-    def async_client(self) -> httpx2.AsyncClient:
-        if self._loop() is not _running_loop():
-            raise CannotCarry("the client belongs to another event loop")
-        client: httpx2.AsyncClient = _open(self._client())
-        return client
+    def async_client(self) -> httpx2.AsyncClient | None:
+        return _open(self._client()) if self._loop() is _running_loop() else None
 
     def is_of(self, client: Any) -> bool:
         """Whether it stands for this client on the loop that runs here."""
@@ -114,20 +115,24 @@ def http_errors() -> tuple[type[Exception], ...]:
     return tuple(module.HTTPError for module in loaded)
 
 
-async def _request(client: Any, method: str, url: str, options: dict[str, Any]) -> httpx2.Response:
+async def _quietly(client: httpx2.AsyncClient, method: str, url: str, **options: Any) -> httpx2.Response:
+    """One request as a task of its own. A loop that ends meanwhile says nothing of it in the user's log."""
     import asyncio
 
-    # A loop that is closed while this is under way would complain of it in the user's log.
     task: Any = asyncio.current_task()
     task._log_destroy_pending = False  # noqa: SLF001 - as asyncio's own gather does
-    response: httpx2.Response = await client.request(method, url, timeout=_TIMEOUT, **options)
-    return response
+    return await client.request(method, url, timeout=_TIMEOUT, **options)
 
 
-def _open(client: Any) -> Any:
-    """The client. Raises CannotCarry for one that is gone or closed."""
-    if client is None or client.is_closed:
-        raise CannotCarry("the client was closed")
+def _open(client: ClientT | None) -> ClientT | None:
+    """The client, unless it is gone or closed."""
+    untyped: Any = client
+    return None if client is None or untyped.is_closed else client
+
+
+def _there(client: ClientT | None) -> ClientT:
+    if client is None:
+        raise CannotCarry("the client was closed, or belongs to another event loop")
     return client
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, nullcontext
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from conserve_sdk import protocol
-from conserve_sdk._carrier import CONNECT_TIMEOUT_S, CannotCarry, http_errors
+from conserve_sdk._carrier import CONNECT_TIMEOUT_S, http_errors
 from conserve_sdk._control import Gateway
 from conserve_sdk._errors import GatewayRefused, GatewayUnreachable
 
@@ -24,13 +24,8 @@ _OVER: Final = frozenset({"ended", "expired"})
 def follow(gateway: Gateway, conversation_id: str) -> Iterator[protocol.ConversationUpdate]:
     """Each change, until the conversation has ended. Raises GatewayUnreachable or GatewayRefused."""
     request = _request(gateway, conversation_id)
-    with (
-        _translated(gateway),
-        _client(gateway) as client,
-        client.stream(**request) as answer,
-    ):
-        _check(gateway, answer)
-        for line in answer.iter_lines():
+    with _translated(gateway), ExitStack() as stack:
+        for line in _opened(stack, gateway, request).iter_lines():
             for change in _changes(line):
                 yield change
                 if change.report.state in _OVER:
@@ -41,8 +36,8 @@ async def afollow(gateway: Gateway, conversation_id: str) -> AsyncIterator[proto
     """`follow` for asyncio."""
     request = _request(gateway, conversation_id)
     with _translated(gateway):
-        async with _async_client(gateway) as client, client.stream(**request) as answer:
-            _check(gateway, answer)
+        async with AsyncExitStack() as stack:
+            answer = await _aopened(stack, gateway, request)
             async for line in answer.aiter_lines():
                 for change in _changes(line):
                     yield change
@@ -50,34 +45,38 @@ async def afollow(gateway: Gateway, conversation_id: str) -> AsyncIterator[proto
                         return
 
 
+def _opened(stack: ExitStack, gateway: Gateway, request: dict[str, Any]) -> httpx2.Response:
+    """The stream, by a client of the SDK's own, which outlives the user's, or else by that one."""
+    import httpx2
+
+    own = stack.enter_context(httpx2.Client())
+    try:
+        return _checked(gateway, stack.enter_context(own.stream(**request)))
+    except (httpx2.HTTPError, GatewayRefused):
+        borrowed = None if gateway.carrier is None else gateway.carrier.sync_client()
+        if borrowed is None:
+            raise
+    return _checked(gateway, stack.enter_context(borrowed.stream(**request)))
+
+
+async def _aopened(stack: AsyncExitStack, gateway: Gateway, request: dict[str, Any]) -> httpx2.Response:
+    """`_opened` for asyncio."""
+    import httpx2
+
+    own = await stack.enter_async_context(httpx2.AsyncClient())
+    try:
+        return _checked(gateway, await stack.enter_async_context(own.stream(**request)))
+    except (httpx2.HTTPError, GatewayRefused):
+        borrowed = None if gateway.carrier is None else gateway.carrier.async_client()
+        if borrowed is None:
+            raise
+    return _checked(gateway, await stack.enter_async_context(borrowed.stream(**request)))
+
+
 def _request(gateway: Gateway, conversation_id: str) -> dict[str, Any]:
     url = gateway.url(protocol.LIVE_PATH, conversation=conversation_id)
     silence = (CONNECT_TIMEOUT_S, _SILENCE_S, _SILENCE_S, CONNECT_TIMEOUT_S)
     return {"method": "GET", "url": url, "headers": gateway.headers(), "timeout": silence}
-
-
-def _client(gateway: Gateway) -> AbstractContextManager[httpx2.Client]:
-    """The client that made the model call, which stays open, or one of the SDK's own."""
-    import httpx2
-
-    try:
-        if gateway.carrier is not None:
-            return nullcontext(gateway.carrier.sync_client())
-    except CannotCarry:
-        pass
-    return httpx2.Client()
-
-
-def _async_client(gateway: Gateway) -> AbstractAsyncContextManager[httpx2.AsyncClient]:
-    """`_client` for asyncio."""
-    import httpx2
-
-    try:
-        if gateway.carrier is not None:
-            return nullcontext(gateway.carrier.async_client())
-    except CannotCarry:
-        pass
-    return httpx2.AsyncClient()
 
 
 def _changes(line: str) -> tuple[protocol.ConversationUpdate, ...]:
@@ -87,12 +86,13 @@ def _changes(line: str) -> tuple[protocol.ConversationUpdate, ...]:
     return protocol.Update.from_json(json.loads(line.removeprefix(_DATA))).conversations
 
 
-def _check(gateway: Gateway, answer: httpx2.Response) -> None:
+def _checked(gateway: Gateway, answer: httpx2.Response) -> httpx2.Response:
     if not answer.is_success:
         raise GatewayRefused(
             f"{gateway.root}{protocol.LIVE_PATH} answered {answer.status_code} instead of events",
             status=answer.status_code,
         )
+    return answer
 
 
 @contextmanager

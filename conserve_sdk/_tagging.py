@@ -148,7 +148,10 @@ class AsyncHook:
         self._carrier: AsyncCarrier | None = None
 
     async def __call__(self, request: httpx2.Request) -> None:
-        self._carrier = async_carrier(self._client(), self._carrier)
+        try:
+            self._carrier = async_carrier(self._client(), self._carrier)
+        except Exception:  # noqa: BLE001 - nothing may reach the user's call
+            _log.debug("control calls go by a client of their own", exc_info=True)
         self.tagger.tag(request, self._carrier)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import httpx2
@@ -18,6 +20,7 @@ from conserve_server.engines.engine import Role
 from tests.gateway.conftest import MODEL, Served, engine_config, served
 
 LIMIT_S: Final = 60.0
+PAGE: Final = Path(__file__).parents[2] / "docs" / "how-to" / "wrap-your-agent.md"
 _TRANSFERS: Final = "vllm:nixl_xfer_time_seconds_count"
 _COMPUTED: Final = 'vllm:prompt_tokens_by_source_total{engine="0",model_name="tiny",source="local_compute"}'
 
@@ -99,12 +102,27 @@ async def both_costs(program: Program, rules: Sequence[Rule]) -> tuple[Cost, Cos
     return wrapped, await cost_of(program, rules, is_wrapped=False)
 
 
-async def assert_no_worse_off(program: Program, rules: Sequence[Rule], *, agents: int) -> None:
-    """The law: wrapped, it moves no more KV and computes no more prompt, and moves it once an agent."""
+async def assert_no_worse_off(
+    program: Program, rules: Sequence[Rule], *, agents: int, name: str = ""
+) -> None:
+    """The law: wrapped, it moves no more KV and computes no more prompt, and moves it once an agent.
+
+    `name` is the program's in the page's table, if it is there: its figures are these.
+    """
     wrapped, plain = await both_costs(program, rules)
+    if (stated := transfers_stated().get(name)) is not None:
+        assert (wrapped.transfers, plain.transfers) == stated
     assert wrapped.transfers <= plain.transfers, (wrapped, plain)
     assert wrapped.computed_tokens <= plain.computed_tokens, (wrapped, plain)
     assert 0 < wrapped.transfers <= agents + 1, (wrapped, plain)
+
+
+@functools.cache
+def transfers_stated() -> dict[str, tuple[int, int]]:
+    """What the page on agents says of each program: KV transfers wrapped, and as it is."""
+    table = PAGE.read_text().partition("<!-- costs table -->\n")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    return {name: (int(wrapped), int(plain)) for name, _, wrapped, plain in rows}
 
 
 def says(match: str, reply: str) -> Rule:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypedDict
 
@@ -14,6 +15,8 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import InjectedState
 from langgraph.types import Command, Send, interrupt
+from langgraph_supervisor import create_supervisor
+from langgraph_swarm import create_handoff_tool, create_swarm
 
 from tests.integrations.costs import Place, prompt
 
@@ -89,6 +92,24 @@ def supervisor(place: Place) -> Any:
     for agent in AGENTS:
         graph.add_edge(agent, "supervisor")
     return graph.compile(checkpointer=InMemorySaver())
+
+
+def packaged_supervisor(place: Place) -> Any:
+    """The program of langgraph-supervisor's own README."""
+    agents = [specialist(place, "math", tool(add)), specialist(place, "research", tool(lookup))]
+    with warnings.catch_warnings():  # it still builds on what LangGraph has renamed
+        warnings.simplefilter("ignore", DeprecationWarning)
+        graph = create_supervisor(agents, model=place.chat_model(), prompt=prompt("supervisor"))
+    return graph.compile(checkpointer=InMemorySaver())
+
+
+def packaged_swarm(place: Place) -> Any:
+    """The program of langgraph-swarm's own README."""
+    agents = [
+        specialist(place, own, create_handoff_tool(agent_name=other))
+        for own, other in (("math", "research"), ("research", "math"))
+    ]
+    return create_swarm(agents, default_active_agent="math").compile(checkpointer=InMemorySaver())
 
 
 class SwarmState(MessagesState):

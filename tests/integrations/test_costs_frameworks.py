@@ -66,9 +66,10 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 async def test_a_wrapped_program_costs_no_more_than_the_same_one_unwrapped(
-    chat: Chat, texts: list[str], rules: tuple[Rule, ...], agents: int
+    chat: Chat, texts: list[str], rules: tuple[Rule, ...], agents: int, request: pytest.FixtureRequest
 ) -> None:
-    await assert_no_worse_off(functools.partial(_with, chat, texts), rules, agents=agents)
+    name = request.node.callspec.id
+    await assert_no_worse_off(functools.partial(_with, chat, texts), rules, agents=agents, name=name)
 
 
 async def _with(chat: Chat, texts: Sequence[str], place: Place) -> None:

@@ -55,15 +55,18 @@ def alternating() -> list[str]:
         pytest.param(programs.supervisor, HAND_OVERS, questions("sum"), 2, id="supervisor"),
         pytest.param(programs.supervisor, HAND_OVERS, alternating(), 2, id="supervisor of two"),
         pytest.param(programs.swarm, SWARM, ["hello", *alternating()], 2, id="swarm"),
+        pytest.param(programs.packaged_supervisor, HAND_OVERS, alternating(), 2, id="langgraph-supervisor"),
+        pytest.param(programs.packaged_swarm, SWARM, ["hello", *alternating()], 2, id="langgraph-swarm"),
         pytest.param(programs.with_agents_as_tools, TOOLS, alternating(), 2, id="agents as tools"),
         pytest.param(programs.nested, LOOKS, questions("look"), 2, id="subgraphs"),
         pytest.param(programs.mapping, LOOKS, questions("plan", 3), 3, id="map"),
     ],
 )
 async def test_a_wrapped_graph_costs_no_more_than_the_same_one_unwrapped(
-    make: Any, rules: tuple[Rule, ...], texts: list[str], agents: int
+    make: Any, rules: tuple[Rule, ...], texts: list[str], agents: int, request: pytest.FixtureRequest
 ) -> None:
-    await assert_no_worse_off(chatting(make, *texts), rules, agents=agents)
+    name = request.node.callspec.id
+    await assert_no_worse_off(chatting(make, *texts), rules, agents=agents, name=name)
 
 
 async def approved(place: Place) -> None:
@@ -82,8 +85,9 @@ async def test_a_graph_that_waits_for_a_person_goes_on_in_its_branch() -> None:
     assert await turns_of(approved, APPROVES) == {"ticket": 0, "ticket/clerk": 6}
 
 
-async def test_a_supervisors_chat_is_one_branch_an_agent() -> None:
-    chat = chatting(programs.supervisor, *alternating())
+@pytest.mark.parametrize("make", [programs.supervisor, programs.packaged_supervisor])
+async def test_a_supervisors_chat_is_one_branch_an_agent(make: Any) -> None:
+    chat = chatting(make, *alternating())
     turns = await turns_of(chat, HAND_OVERS)
     assert turns == {
         "thread-1": 0,

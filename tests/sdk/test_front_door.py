@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import httpx2
 import pytest
+import uvloop
 from openai import AsyncOpenAI, OpenAI
 
 import conserve_sdk as conserve
@@ -139,6 +140,18 @@ def test_a_client_of_httpx_carries_them_too(control: FakeControl) -> None:
             pass
         assert conversation.report().id == "c"
     assert (door.passed, control.requests) == (ALL, [])
+
+
+def test_a_loop_of_uvloop_carries_them_too(control: FakeControl) -> None:
+    door = Door()
+    client = door.async_openai()
+
+    async def agent() -> None:
+        async with conserve.conversation("c"):
+            await client.chat.completions.create(model="m", messages=[])
+
+    uvloop.run(agent())
+    assert (door.passed, control.requests) == ([ALL[0], ALL[-1]], [])
 
 
 async def test_an_asynchronous_client_carries_them_on_its_own_loop(control: FakeControl) -> None:
