@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -11,6 +13,7 @@ import pytest
 
 from conserve_server.core.errors import ConfigError
 from conserve_server.energy.dcgm import DcgmMeter, gpus_on
+from conserve_server.energy.meter_page import MAX_BYTES, MeterPage, PageUnreadable
 
 HEAD = """\
 # HELP DCGM_FI_DEV_POWER_USAGE Power draw (in W).
@@ -36,6 +39,8 @@ class Page:
 
     text: str = PAGE
     status: int = 200
+    pause_s: float = 0.0
+    """Between every 20 bytes."""
     url: str = field(default="", init=False)
 
 
@@ -49,7 +54,13 @@ def exporter() -> Iterator[Page]:
             self.send_response(page.status)
             self.send_header("content-length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body)
+            if not page.pause_s:
+                self.wfile.write(body)
+                return
+            with contextlib.suppress(OSError):  # the reader has left
+                for at in range(0, len(body), 20):
+                    self.wfile.write(body[at : at + 20])
+                    time.sleep(page.pause_s)
 
         def log_message(self, *args: object) -> None:
             pass
@@ -101,6 +112,43 @@ def test_a_page_without_the_counter_names_the_fix(exporter: Page) -> None:
 def test_an_exporter_that_is_not_there_is_named() -> None:
     with pytest.raises(ConfigError, match=r"energy\.nodes\.node-a: http://127\.0\.0\.1:9/ can't be read"):
         DcgmMeter("node-a", "http://127.0.0.1:9/")
+
+
+WRONG_PAGES = {
+    "binary": "\x00\xff" * 50,
+    "no number": HEAD + line(0, "GPU-a", 1).replace(" 1\n", " a lot\n"),
+    "cut off": HEAD + line(0, "GPU-a", 1)[:60],
+    "too many": HEAD + "".join(line(n, f"GPU-{n}", 1) for n in range(1100)),
+    "too long": HEAD + "# " + "x" * (MAX_BYTES + 1) + "\n" + line(0, "GPU-a", 1),
+}
+
+
+@pytest.mark.parametrize("text", WRONG_PAGES.values(), ids=WRONG_PAGES)
+def test_a_page_that_is_none_costs_readings_and_names_itself_at_the_start(exporter: Page, text: str) -> None:
+    meter = DcgmMeter("node-a", exporter.url)
+    exporter.text = text
+    readings = meter.read(0.0)
+    assert [reading.energy_j for reading in readings] == [None, None]
+    assert all(exporter.url in (reading.error or "") for reading in readings)
+    meter.close()
+    with pytest.raises(ConfigError, match=r"energy\.nodes\.node-a"):
+        DcgmMeter("node-a", exporter.url)
+
+
+def test_a_page_that_trickles_is_given_up(exporter: Page) -> None:
+    exporter.pause_s = 0.02
+    page = MeterPage(exporter.url, limit_s=0.1)
+    with pytest.raises(PageUnreadable, match=r"longer than 0\.1 s"):
+        page.read()
+    page.close()
+
+
+@pytest.mark.parametrize("limit", ["NaN", "+Inf", "-5"])
+def test_a_power_cap_that_none_can_be_is_not_known(exporter: Page, limit: str) -> None:
+    exporter.text = PAGE + f'DCGM_FI_DEV_POWER_MGMT_LIMIT{{gpu="0",UUID="GPU-a"}} {limit}\n'
+    meter = DcgmMeter("node-a", exporter.url)
+    assert [device.limit_w for device in meter.devices] == [None, None]
+    meter.close()
 
 
 def test_slices_of_one_gpu_are_one_device_and_noted() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import signal
 import sys
@@ -11,6 +12,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from conserve_sdk.protocol import EnergySource
 from conserve_server.core.clock import SystemClock
@@ -49,6 +54,34 @@ async def test_a_nodes_devices_are_read_as_its_agent_sees_them(driver: FakeDrive
 def test_an_agent_that_is_not_there_names_the_fix() -> None:
     with pytest.raises(ConfigError, match="start conserve node-agent there"):
         NodeMeter("node-a", "http://127.0.0.1:9")
+
+
+WELL = {"name": "0", "label": "GPU", "how": "counter", "source": "measured"}
+WRONG_PAGES = {
+    "no JSON": b"<html>",
+    "nested": b"[" * 100_000,
+    "no device": b'{"devices": [1]}',
+    "an unknown source": json.dumps({"devices": [{**WELL, "source": "guessed"}]}).encode(),
+    "a name of a megabyte": json.dumps({"devices": [{**WELL, "name": "x" * 1_000_000}]}).encode(),
+    "a million devices": json.dumps({"devices": [WELL] * 5_000}).encode(),
+}
+
+
+@pytest.mark.parametrize("page", WRONG_PAGES.values(), ids=WRONG_PAGES)
+async def test_a_page_that_is_no_agents_is_named_at_the_start_and_costs_readings_later(page: bytes) -> None:
+    pages = [json.dumps({"devices": [{**WELL, "energy_j": 1.0}]}).encode(), page, page]
+
+    async def answer(_request: Request) -> Response:
+        return Response(pages.pop(0))
+
+    async with serve_app(Starlette(routes=[Route("/v1/devices", answer)])) as url:
+        meter = await asyncio.to_thread(NodeMeter, "node-a", url)
+        (reading,) = await asyncio.to_thread(meter.read, 0.0)
+        if b"guessed" not in page:  # what a device's joules are called is asked once
+            assert (reading.energy_j, url in (reading.error or "")) == (None, True)
+        with pytest.raises(ConfigError, match=r"energy\.nodes\.node-a"):
+            await asyncio.to_thread(NodeMeter, "node-a", url)
+        meter.close()
 
 
 @asynccontextmanager

@@ -6,10 +6,16 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import httpx2
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
 
+from conserve_server.engines.document import MAX_LOOK_BYTES
 from conserve_server.engines.emulated import EmulatedConfig, EmulatedEngineServer, Fault
 from conserve_server.engines.engine import EngineSpec, Role
 from conserve_server.engines.warm_up import warm_up
+from tests.gateway.conftest import serve_app
 
 MODEL = "tiny"
 TRANSFERS = "vllm:nixl_xfer_time_seconds_count"
@@ -63,3 +69,17 @@ async def test_an_engine_that_is_gone_or_silent_ends_the_wait() -> None:
         assert await warm_up(pool, model=MODEL, timeout_s=0.2) == ["decode-0 was not warm after 0.2 s"]
     (problem,) = await warm_up(pool, model=MODEL)
     assert problem.startswith("decode-0 can't be reached or broke off: ")
+
+
+async def test_an_engine_that_answers_without_end_is_named() -> None:
+    async def flood(_request: Request) -> Response:
+        async def pieces() -> AsyncIterator[bytes]:
+            for _ in range(MAX_LOOK_BYTES // 65_536 + 2):
+                yield bytes(65_536)
+
+        return StreamingResponse(pieces())
+
+    app = Starlette(routes=[Route("/v1/completions", flood, methods=["POST"])])
+    async with serve_app(app) as url:
+        (problem,) = await warm_up([EngineSpec("decode-0", Role.DECODE, url)], model=MODEL)
+    assert problem == f"decode-0 answered with more than {MAX_LOOK_BYTES} bytes"

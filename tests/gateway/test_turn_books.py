@@ -9,6 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from conserve_server.gateway.record import ConversationRecord
+
 from .faults import Faults
 from .turn_fakes import Asked, Client, End
 from .turn_world import World
@@ -151,3 +153,17 @@ def test_a_recognised_conversation_whose_head_cannot_be_moved_ends() -> None:
     world, (client,) = failing_at("recognition.settle", "conserve", Asked(None))
     assert client.status == 200
     assert world.left() == {}
+
+
+def test_a_conversation_that_cannot_end_keeps_no_other_from_expiring(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World("conserve", Faults())
+    asyncio.run(turns_of(world, Asked("a"), Asked("b")))
+
+    def root(record: ConversationRecord) -> None:
+        if record.identity.conversation_id == "a":
+            raise RuntimeError("no root")
+
+    monkeypatch.setattr(world.conversations.log, "root", root)
+    world.conversations.expire(1e12)
+    assert [*world.scheduler.conversations] == []
+    assert errors(world) == {"conversations": 1.0}

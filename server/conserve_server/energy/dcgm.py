@@ -11,18 +11,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import httpx2
 from prometheus_client.parser import text_string_to_metric_families
 
 from conserve_sdk.protocol import EnergySource
 from conserve_server.core.errors import ConfigError
-from conserve_server.energy.meter import Device, Reading
+from conserve_server.energy.meter import Device, Reading, watts
+from conserve_server.energy.meter_page import MeterPage, PageUnreadable
 from conserve_server.energy.modelled import gpu_power
 
 ENERGY: Final = "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION"
 LIMITS: Final = ("DCGM_FI_DEV_ENFORCED_POWER_LIMIT", "DCGM_FI_DEV_POWER_MGMT_LIMIT")
 """Watts; neither is among the exporter's default counters."""
-_TIMEOUT_S: Final = 2.0
+
+
+_LONGEST: Final = 200
+"""Characters of a label that are kept."""
+_MOST_GPUS: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +52,14 @@ class DcgmMeter:
 
     def __init__(self, node: str, url: str) -> None:
         self._node = node
-        self._url = url
-        self._client = httpx2.Client(timeout=_TIMEOUT_S)
+        self._page = MeterPage(url)
         try:
             seen = self._look()
-        except (httpx2.HTTPError, ValueError) as error:
-            self._client.close()
+        except (PageUnreadable, ValueError) as error:
+            self._page.close()
             raise ConfigError(f"energy.nodes.{node}: {url} can't be read: {error}") from error
         if not seen:
-            self._client.close()
+            self._page.close()
             raise ConfigError(
                 f"energy.nodes.{node}: {url} has no {ENERGY}: add it to the exporter's counters"
             )
@@ -65,22 +68,20 @@ class DcgmMeter:
     def read(self, now_s: float) -> Sequence[Reading]:
         try:
             seen = {f"{self._node}/{gpu.index}": gpu.energy_j for gpu in self._look()}
-        except (httpx2.HTTPError, ValueError) as error:
-            return [Reading(d.name, now_s, None, f"{self._url}: {error}") for d in self.devices]
+        except (PageUnreadable, ValueError) as error:
+            return [Reading(d.name, now_s, None, f"{self._page.url}: {error}") for d in self.devices]
         return [self._reading(device.name, seen, now_s) for device in self.devices]
 
     def close(self) -> None:
-        self._client.close()
+        self._page.close()
 
     def _reading(self, name: str, seen: dict[str, float], now_s: float) -> Reading:
         if name not in seen:
-            return Reading(name, now_s, None, f"it is not on {self._url} any more")
+            return Reading(name, now_s, None, f"it is not on {self._page.url} any more")
         return Reading(name, now_s, seen[name])
 
     def _look(self) -> list[_Seen]:
-        response = self._client.get(self._url)
-        response.raise_for_status()
-        return gpus_on(response.text)
+        return gpus_on(self._page.read().decode(errors="replace"))
 
     def _device(self, gpu: _Seen) -> Device:
         known = gpu_power(gpu.label)
@@ -91,26 +92,35 @@ class DcgmMeter:
             "DCGM energy counter",
             aliases=(f"{self._node}/{gpu.uuid}",),
             idle_w=known.idle_w if known and not known.is_assumed else None,
-            limit_w=gpu.limit_w,
+            limit_w=watts(gpu.limit_w),
             note="MIG is on: its meter is the whole GPU's, not a slice's" if gpu.is_sliced else None,
         )
 
 
 def gpus_on(page: str) -> list[_Seen]:
     """The GPUs on an exporter's page, each once. Raises ValueError for a page that is none."""
-    samples = [s for family in text_string_to_metric_families(page) for s in family.samples]
+    lines = [line for line in page.split("\n") if line.startswith((ENERGY, *LIMITS))]
+    try:
+        families = tuple(text_string_to_metric_families("\n".join(lines) + "\n"))
+    except ValueError:
+        raise
+    except Exception as error:  # the parser promises nothing about pages that are none
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    samples = [s for family in families for s in family.samples]
     limits = {s.labels.get("gpu"): s.value for s in samples if s.name in LIMITS}
     found: dict[str, _Seen] = {}
     for sample in samples:
         if sample.name.removesuffix("_total") != ENERGY:  # the parser names counters so
             continue
-        index = sample.labels.get("gpu", "?")
+        index = sample.labels.get("gpu", "?")[:_LONGEST]
         found[index] = _Seen(
             index,
-            sample.labels.get("UUID", index),
-            sample.labels.get("modelName", "GPU"),
+            sample.labels.get("UUID", index)[:_LONGEST],
+            sample.labels.get("modelName", "GPU")[:_LONGEST],
             sample.value / 1000,
             is_sliced="GPU_I_ID" in sample.labels,
             limit_w=limits.get(index),
         )
+    if len(found) > _MOST_GPUS:
+        raise ValueError(f"{len(found)} GPUs are on one page, more than {_MOST_GPUS}")
     return list(found.values())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,11 @@ class Device:
     limit_w: float | None = None
     wraps_at_j: float | None = None
     note: str | None = None
+
+
+def watts(told: float | None) -> float | None:
+    """What a driver or another machine tells of a device, watts or joules; None unless that can be."""
+    return told if told is not None and math.isfinite(told) and told >= 0 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,4 +165,4 @@ def _track(path: Path, name: str, entry: dict[str, object]) -> _Track:
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
+    return watts(float(value)) if isinstance(value, int | float) else None

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-import httpx2
 import msgspec
 
 from conserve_sdk.protocol import EnergySource
 from conserve_server.core.errors import ConfigError
-from conserve_server.energy.meter import Device, Reading
+from conserve_server.energy.meter import Device, Reading, watts
+from conserve_server.energy.meter_page import MeterPage, PageUnreadable
 from conserve_server.energy.node_agent import DEVICES_PATH, NodeDevice, NodeDocument
 
-_TIMEOUT_S: Final = 2.0
+_UNREADABLE: Final = (PageUnreadable, msgspec.MsgspecError, ValueError, RecursionError)
+"""What a page may be that is no agent's."""
 
 
 class NodeMeter:
@@ -27,31 +28,28 @@ class NodeMeter:
 
     def __init__(self, node: str, url: str) -> None:
         self._node = node
-        self._url = url.rstrip("/") + DEVICES_PATH
-        self._client = httpx2.Client(timeout=_TIMEOUT_S)
+        self._page = MeterPage(url.rstrip("/") + DEVICES_PATH)
         try:
-            found = self._look()
-        except (httpx2.HTTPError, msgspec.MsgspecError) as error:
-            self._client.close()
+            self.devices: Sequence[Device] = tuple(_device(node, each) for each in self._look())
+        except _UNREADABLE as error:
+            self._page.close()
             raise ConfigError(
-                f"energy.nodes.{node}: {self._url} can't be read: {error}: start conserve node-agent there"
+                f"energy.nodes.{node}: {self._page.url} can't be read: {error}: "
+                "start conserve node-agent there"
             ) from error
-        self.devices: Sequence[Device] = tuple(_device(node, each) for each in found)
 
     def read(self, now_s: float) -> Sequence[Reading]:
         try:
             found = {f"{self._node}/{each.name}": each for each in self._look()}
-        except (httpx2.HTTPError, msgspec.MsgspecError) as error:
-            return [Reading(d.name, now_s, None, f"{self._url}: {error}") for d in self.devices]
+        except _UNREADABLE as error:
+            return [Reading(d.name, now_s, None, f"{self._page.url}: {error}") for d in self.devices]
         return [_reading(device.name, found.get(device.name), now_s) for device in self.devices]
 
     def close(self) -> None:
-        self._client.close()
+        self._page.close()
 
     def _look(self) -> Sequence[NodeDevice]:
-        response = self._client.get(self._url)
-        response.raise_for_status()
-        return msgspec.json.decode(response.content, type=NodeDocument).devices
+        return msgspec.json.decode(self._page.read(), type=NodeDocument).devices
 
 
 def _reading(name: str, found: NodeDevice | None, now_s: float) -> Reading:
@@ -67,8 +65,8 @@ def _device(node: str, found: NodeDevice) -> Device:
         EnergySource(found.source),
         f"{found.how}, by its node agent",
         aliases=tuple(f"{node}/{alias}" for alias in found.aliases),
-        idle_w=found.idle_w,
-        limit_w=found.limit_w,
-        wraps_at_j=found.wraps_at_j,
+        idle_w=watts(found.idle_w),
+        limit_w=watts(found.limit_w),
+        wraps_at_j=watts(found.wraps_at_j),
         note=found.note,
     )

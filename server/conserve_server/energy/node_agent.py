@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 from starlette.applications import Starlette
@@ -25,26 +25,29 @@ _TIMEOUT_S: Final = 1.5
 """Shorter than a gateway waits for the whole answer."""
 
 
+_Text = Annotated[str, msgspec.Meta(max_length=500)]
+
+
 class NodeDevice(msgspec.Struct):
     """One device of the node and its counter now; `energy_j` is null where it can't be read."""
 
-    name: str
-    label: str
-    how: str
-    source: str
-    aliases: tuple[str, ...] = ()
+    name: _Text
+    label: _Text
+    how: _Text
+    source: _Text
+    aliases: Annotated[tuple[_Text, ...], msgspec.Meta(max_length=16)] = ()
     idle_w: float | None = None
     limit_w: float | None = None
     wraps_at_j: float | None = None
-    note: str | None = None
+    note: _Text | None = None
     energy_j: float | None = None
-    error: str | None = None
+    error: _Text | None = None
 
 
 class NodeDocument(msgspec.Struct):
     """The answer to `GET /v1/devices`."""
 
-    devices: tuple[NodeDevice, ...]
+    devices: Annotated[tuple[NodeDevice, ...], msgspec.Meta(max_length=1024)]
 
 
 def node_app(meter: Meter, now_s: Callable[[], float]) -> Starlette:

@@ -14,6 +14,7 @@ import aiohttp
 import msgspec
 
 from conserve_server.core.errors import EngineFailed
+from conserve_server.engines.document import MAX_LOOK_BYTES
 from conserve_server.engines.engine import EngineSpec, Role
 from conserve_server.engines.wire import (
     COMPLETIONS_PATH,
@@ -94,12 +95,16 @@ async def _prefilled(session: aiohttp.ClientSession, prefiller: EngineSpec, fiel
 async def _answer(session: aiohttp.ClientSession, engine: EngineSpec, body: bytes) -> bytes:
     try:
         async with session.post(engine.url + COMPLETIONS_PATH, data=body, headers=_HEADERS) as response:
-            content = await response.read()
+            content = bytearray()
+            async for piece in response.content.iter_any():
+                content += piece
+                if len(content) > MAX_LOOK_BYTES:
+                    raise _failed(engine, f"answered with more than {MAX_LOOK_BYTES} bytes")
     except aiohttp.ClientError as error:
         raise _failed(engine, f"can't be reached or broke off: {error}") from error
     if response.status != 200:
         raise _failed(engine, f"answered {response.status}: {content[:200].decode(errors='replace')}")
-    return content
+    return bytes(content)
 
 
 def _failed(engine: EngineSpec, what: str) -> EngineFailed:

@@ -77,6 +77,10 @@ class Conversations:
             ],
             errors,
         )
+        # Several end at once: what one of them raises must not keep the others.
+        self._end_for_its_time = Event[ConversationRecord, str](
+            "conversation ended", [("conversations", self.end)], errors
+        )
         self._resting: dict[str, OrderedDict[str, float]] = {}
         """By tenant: synthetic conversations without a turn, and since when."""
 
@@ -189,7 +193,7 @@ class Conversations:
                 continue
             name = record.identity.conversation_id
             log.info("conversation %r expired after %g s without a turn", name, self._idle_timeout_s)
-            self.end(record, EXPIRED)
+            self._end_for_its_time(record, EXPIRED)
         for tenant, keys in self._resting.items():
             limit_s = now_s - self._synthetic_idle_timeout_s
             while (oldest := next(_oldest(keys), None)) is not None and oldest[1] <= limit_s:
@@ -216,7 +220,7 @@ class Conversations:
         del self._resting[tenant][key]
         record = self.log.live(tenant, key)
         if record is not None:
-            self.end(record, EXPIRED)
+            self._end_for_its_time(record, EXPIRED)
 
     def _check_queue(self) -> None:
         if self._coordinator.scheduler.waiting_turns >= self._max_waiting_turns:
