@@ -131,7 +131,7 @@ class ConversationReport:
     `ttfet_s`, time to first effective token: the first token of the last turn minus the
     start of the first, time in which no turn was running left out (ConServe, section
     "metrics": tool time excluded). `reserved_kv_tokens` is what the scheduler holds for it
-    on its decoder now, 0 once it has ended. `rebinds`: why it was bound once more, each time.
+    on its decoder now, 0 once it has ended. `turns` are the latest, after `turns_forgotten` others. `rebinds`: why it was bound once more, each time.
     `synthetic`: no client named it, it was recognised by its message history. `children` names
     its branches, and `with_branches` adds them up (None where it has none); all else is this
     conversation's own.
@@ -154,6 +154,7 @@ class ConversationReport:
     ttfet_s: float | None = None
     emulated: bool = False
     energy: EnergyReport = UNKNOWN_ENERGY
+    turns_forgotten: int = 0
     turns: tuple[TurnReport, ...] = ()
     tools: tuple[ToolReport, ...] = ()
 
@@ -216,7 +217,7 @@ def _count(value: int | None) -> str:
 
 def _summary(report: ConversationReport) -> list[str]:
     emulated = " (emulated engine)" if report.emulated else ""
-    counts = _counts(len(report.turns), len(report.tools), report.kv_transfers)
+    counts = _counts(report.turns_forgotten + len(report.turns), len(report.tools), report.kv_transfers)
     own = f"  decoder {report.decoder or '-'}, TTFET {_seconds(report.ttfet_s)}, energy {report.energy}"
     turns = [_turn_line(turn) for turn in report.turns]
     totals = report.with_branches

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from conserve_sdk.protocol import Outcome, TurnReport
+import pytest
+
+from conserve_sdk.protocol import Outcome, ToolEvent, TurnReport
+from conserve_server.core.errors import InvalidRequest
+from conserve_server.gateway import conversation_log
 from conserve_server.gateway.conversation_log import ConversationLog
 from conserve_server.gateway.identity import Identity
 from conserve_server.gateway.record import ENDED, ConversationRecord
@@ -96,3 +100,19 @@ def test_what_is_forgotten_leaves_nothing_behind() -> None:
         log.end(root, ENDED)
     shelf = log._shelves["t"]
     assert (shelf.live, shelf.ended, shelf.by_id, shelf.branches) == ({}, {}, {}, {})
+
+
+def test_tool_calls_of_all_conversations_of_a_tenant_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversation_log, "MAX_TOOLS_OF_A_TENANT", 3)
+    log = ConversationLog(ended_kept=0)
+    first, second, other = (
+        run_turn(log, each, 1.0) for each in (named("a"), named("b"), named("a", tenant="u"))
+    )
+    for record, call in ((first, "1"), (first, "2"), (second, "1")):
+        log.note_tool(record, ToolEvent("start", call, "search"))
+    with pytest.raises(InvalidRequest, match="remembered already"):
+        log.note_tool(second, ToolEvent("start", "2", "search"))
+    log.note_tool(second, ToolEvent("end", "1", "search", duration_s=0.1))  # one that is known
+    log.note_tool(other, ToolEvent("start", "1", "search"))
+    log.end(first, ENDED)  # and forgotten
+    log.note_tool(second, ToolEvent("start", "2", "search"))

@@ -12,6 +12,7 @@ from conserve_server.core.config import GatewayConfig
 from conserve_server.engines import connection
 from conserve_server.gateway import (
     connections,
+    conversation_log,
     conversation_routes,
     identity,
     json_text,
@@ -49,6 +50,8 @@ FIXED: dict[str, tuple[str, ...]] = {
     "the name of a model": (f"{request.MAX_MODEL_LENGTH}",),
     "an identifier in a body field": (f"{identity.MAX_FIELD_BYTES} B",),
     "tool calls of a conversation": (f"{record.MAX_TOOLS}",),
+    "tool calls of all remembered conversations of a tenant": (f"{conversation_log.MAX_TOOLS_OF_A_TENANT}",),
+    "reports of a conversation's turns": (f"{record.MAX_TURNS}",),
     "those who watch /v1/events": (f"{live_routes.MAX_WATCHERS}",),
     "those of one tenant, where several are configured": (f"{live_routes.MAX_TENANT_WATCHERS}",),
     "tool events at once": (f"{conversation_routes.MAX_EVENTS}",),

@@ -5,7 +5,7 @@ import pytest
 from conserve_sdk.protocol import Outcome, Path, ToolEvent, TurnReport
 from conserve_server.core.errors import InvalidRequest
 from conserve_server.gateway.identity import Identity
-from conserve_server.gateway.record import MAX_TOOLS, ConversationRecord
+from conserve_server.gateway.record import MAX_TOOLS, MAX_TURNS, ConversationRecord
 
 
 def record_of(first_arrival_s: float = 0.0) -> ConversationRecord:
@@ -70,3 +70,16 @@ def test_tool_calls_beyond_the_limit_are_refused_and_known_ones_still_end() -> N
         record.note_tool(ToolEvent("start", "one more", "search"))
     record.note_tool(ToolEvent("end", "0", "search", duration_s=0.1))
     assert record.tools["0"].duration_s == 0.1
+
+
+def test_reports_of_the_latest_turns_are_kept_and_all_are_counted() -> None:
+    record = record_of()
+    for _ in range(MAX_TURNS + 5):
+        index = record.begin_turn(0.0)
+        record.end_turn(index, 1.0)
+        record.keep_turn(TurnReport(index, Outcome.COMPLETED, prompt_tokens=2, cached_tokens=1), None, 0.0)
+    report = record.report(state="active", reserved_kv_tokens=0)
+    assert (len(report.turns), report.turns[0].index, report.turns_forgotten) == (MAX_TURNS, 6, 5)
+    assert f"{MAX_TURNS + 5} turns" in str(report)
+    sums = record.sums
+    assert (sums.turns, sums.prompt_tokens, sums.cached_share) == (MAX_TURNS + 5, 2 * MAX_TURNS + 10, 0.5)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from conserve_sdk.protocol import ConversationReport, Outcome, TurnReport
-from conserve_server.telemetry.summary import ConversationSummary
+from conserve_server.telemetry.summary import ConversationSummary, TurnSums
 
 TURN = TurnReport(
     1,
@@ -22,7 +22,10 @@ TURN = TurnReport(
 
 def summary(*turns: TurnReport) -> ConversationSummary:
     report = ConversationReport("c", "ended", turns=turns, ttfet_s=2.0, kv_transfers=1)
-    return ConversationSummary.of(report, e2e_s=9.0, rebinds=0)
+    sums = TurnSums()
+    for turn in turns:
+        sums.add(turn)
+    return ConversationSummary.of(report, sums, e2e_s=9.0, rebinds=0)
 
 
 def test_the_last_turns_tokens_are_timed_from_its_first() -> None:

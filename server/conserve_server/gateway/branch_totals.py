@@ -20,17 +20,16 @@ def with_branches(
     if not branches:
         return None
     every = (record, *branches)
-    turns = [turn for each in every for turn in each.turns.values()]
     return ConversationTotals(
         branches=len(branches),
-        turns=len(turns),
+        turns=sum(each.sums.turns for each in every),
         tools=sum(len(each.tools) for each in every),
         kv_transfers=sum(each.kv_transfers for each in every),
         rebinds=sum(len(each.rebinds) for each in every),
         reserved_kv_tokens=reserved_kv_tokens,
-        prompt_tokens=_sum(turn.prompt_tokens for turn in turns),
-        cached_tokens=_sum(turn.cached_tokens for turn in turns),
-        completion_tokens=_sum(turn.completion_tokens for turn in turns),
+        prompt_tokens=_sum(each.sums.prompt_tokens for each in every),
+        cached_tokens=_sum(each.sums.cached_tokens for each in every),
+        completion_tokens=_sum(each.sums.output_tokens for each in every),
         energy=ConversationAccount.together([each.energy for each in every]).report(factors),
     )
 

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
+from conserve_sdk.protocol import ToolEvent
+from conserve_server.core.errors import InvalidRequest
 from conserve_server.gateway.identity import Identity
 from conserve_server.gateway.record import ConversationRecord
+
+MAX_TOOLS_OF_A_TENANT: Final = 1_000_000
+"""Over all its conversations: some hundred MB."""
 
 
 class _Shelf:
@@ -19,6 +25,8 @@ class _Shelf:
         # One id has a record for each model that it was used with; one conversation has branches.
         self.by_id: dict[str, dict[str, ConversationRecord]] = {}
         self.branches: dict[str, dict[str, ConversationRecord]] = {}
+        self.tools = 0
+        """Tool calls that its records hold."""
 
     def put(self, record: ConversationRecord) -> None:
         """Make it the latest of the live ones, new or not."""
@@ -35,6 +43,7 @@ class _Shelf:
         """Drop an ended one."""
         identity = record.identity
         del self.ended[identity.key]
+        self.tools -= len(record.tools)
         for index, name in self._indexes(identity):
             del index[name][identity.key]
             if not index[name]:
@@ -64,6 +73,19 @@ class ConversationLog:
         record.is_summed_up = False
         shelf.put(record)
         return record
+
+    def note_tool(self, record: ConversationRecord, event: ToolEvent) -> None:
+        """Note a tool boundary. Raises InvalidRequest where the conversation, or the tenant, has too many."""
+        shelf = self._shelves[record.identity.tenant]
+        if shelf.tools >= MAX_TOOLS_OF_A_TENANT and event.call_id not in record.tools:
+            raise InvalidRequest(
+                f"{MAX_TOOLS_OF_A_TENANT} tool calls are remembered already, more are not kept: "
+                "end conversations that are done",
+                code="too_many_tools",
+            )
+        before = len(record.tools)
+        record.note_tool(event)
+        shelf.tools += len(record.tools) - before
 
     def live(self, tenant: str, key: str) -> ConversationRecord | None:
         """The live conversation that the scheduler knows by this key."""

@@ -105,7 +105,7 @@ class ConversationRoutes:
             body = await read_body(request.receive, request.headers, self._body_limits, held)
             events = _read_events(body)
         for event in events:
-            found[0].note_tool(event)
+            self._conversations.log.note_tool(found[0], event)
             self._conversations.signals.tool(found[0], event)
         return Response(status_code=204)
 
@@ -159,6 +159,7 @@ class ConversationRoutes:
     def _summary(self, record: ConversationRecord) -> dict[str, Any]:
         document = self._document(record)
         counts = {f"{name.removesuffix('s')}_count": len(document[name]) for name in _DETAILS}
+        counts["turn_count"] += document["turns_forgotten"]
         return {name: value for name, value in document.items() if name not in _DETAILS} | counts
 
 

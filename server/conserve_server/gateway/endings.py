@@ -51,7 +51,7 @@ class Endings:
         report = record.report(state=record.ended_as or "", reserved_kv_tokens=0, with_branches=totals)
         e2e_s = last_end_s - record.first_arrival_s
         summary = ConversationSummary.of(
-            report, e2e_s=e2e_s, rebinds=len(record.rebinds), energy_j=report.energy.total_j
+            report, record.sums, e2e_s=e2e_s, rebinds=len(record.rebinds), energy_j=report.energy.total_j
         )
         if record.turns:
             self._metrics.conversation_ended(summary)

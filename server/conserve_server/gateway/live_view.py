@@ -65,7 +65,7 @@ class LiveView:
         return _Seen(
             state=record.ended_as or (live.state if live else "new"),
             reserved_kv_tokens=self.scheduler.reserved_tokens(key),
-            turn_count=len(record.turns),
+            turn_count=record.sums.turns,
             tool_count=len(record.tools),
             kv_transfers=record.kv_transfers,
             running=tuple(turn.running() for turn in record.running.values()),
@@ -144,6 +144,7 @@ class Watcher:
         told = self._told.setdefault(name, set())
         whole = record.report(state=seen.state, reserved_kv_tokens=seen.reserved_kv_tokens)
         turns = tuple(turn for turn in whole.turns if turn.index not in told)
+        told.intersection_update(turn.index for turn in whole.turns)  # what is forgotten does not come again
         told.update(turn.index for turn in turns)
         report = replace(whole, turns=turns, tools=())
         return ConversationUpdate(record.first_arrival_s, report, seen.running, seen.tool_count)

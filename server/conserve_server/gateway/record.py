@@ -24,9 +24,12 @@ from conserve_sdk.protocol import (
 from conserve_server.core.errors import InvalidRequest
 from conserve_server.energy.accounts import ConversationAccount, Factors, TurnAccount
 from conserve_server.gateway.identity import DEFAULT_TENANT, Identity
+from conserve_server.telemetry.summary import TurnSums
 
 MAX_TOOLS = 10_000
 """Tool calls kept for one conversation: a few MB at most."""
+MAX_TURNS = 1_000
+"""Reports of turns, the latest, that are kept for one conversation: one may go on for months."""
 MAX_LINKS = 128
 """Turns, the latest, that a conversation's summary links to: OpenTelemetry's own limit for a span."""
 ENDED = "ended"
@@ -57,6 +60,8 @@ class ConversationRecord:
     turns_begun: int = 0
     last_turn_s: float = 0.0
     turns: dict[int, TurnReport] = field(default_factory=dict)
+    """Of the turns that ended last; `sums` are of all."""
+    sums: TurnSums = field(default_factory=TurnSums)
     running: dict[int, Running] = field(default_factory=dict)
     tools: dict[str, ToolReport] = field(default_factory=dict)
     decoders: list[str] = field(default_factory=list)
@@ -108,7 +113,11 @@ class ConversationRecord:
 
     def keep_turn(self, report: TurnReport, first_token_s: float | None, gap_s: float) -> None:
         """Keep what became of a turn. `gap_s`: the conversation's gaps up to this turn's arrival."""
+        self.sums.add(report)
         self.turns[report.index] = report
+        for kept in (self.turns, self.turn_accounts):
+            while len(kept) > MAX_TURNS:
+                del kept[next(iter(kept))]
         if first_token_s is not None and report.index > self._last_effective_turn:
             self._last_effective_turn = report.index
             self.ttfet_s = first_token_s - self.first_arrival_s - gap_s
@@ -167,6 +176,7 @@ class ConversationRecord:
             ttfet_s=self.ttfet_s,
             emulated=self.is_emulated,
             energy=self.energy.report(factors),
+            turns_forgotten=self.sums.turns - len(self.turns),
             turns=tuple(self._turn_report(i, factors) for i in sorted(self.turns)),
             tools=tuple(self.tools.values()),
         )

@@ -11,6 +11,34 @@ from conserve_sdk.protocol import ConversationReport, ConversationTotals, Outcom
 from conserve_server.telemetry import names
 
 
+@dataclass(slots=True)
+class TurnSums:
+    """A conversation's turns added up as they end: reports are kept of the latest alone.
+
+    Tokens are None where no turn's were counted. `looked_up_tokens`: prompt tokens of the turns of
+    which it is known how many were cached.
+    """
+
+    turns: int = 0
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
+    looked_up_tokens: int = 0
+
+    def add(self, turn: TurnReport) -> None:
+        """One more turn has ended."""
+        self.turns += 1
+        self.prompt_tokens = _sum(self.prompt_tokens, turn.prompt_tokens)
+        self.output_tokens = _sum(self.output_tokens, turn.completion_tokens)
+        self.cached_tokens = _sum(self.cached_tokens, turn.cached_tokens)
+        if turn.cached_tokens is not None and turn.prompt_tokens:
+            self.looked_up_tokens += turn.prompt_tokens
+
+    @property
+    def cached_share(self) -> float | None:
+        return (self.cached_tokens or 0) / self.looked_up_tokens if self.looked_up_tokens else None
+
+
 @dataclass(frozen=True, slots=True)
 class ConversationSummary:
     """An ended conversation's figures; None where nothing was observed.
@@ -36,20 +64,26 @@ class ConversationSummary:
 
     @classmethod
     def of(
-        cls, report: ConversationReport, *, e2e_s: float, rebinds: int, energy_j: float | None = None
+        cls,
+        report: ConversationReport,
+        sums: TurnSums,
+        *,
+        e2e_s: float,
+        rebinds: int,
+        energy_j: float | None = None,
     ) -> ConversationSummary:
         """The figures of a report, with what a report does not hold."""
         return cls(
-            turns=len(report.turns),
+            turns=sums.turns,
             tool_calls=len(report.tools),
             kv_transfers=report.kv_transfers,
             rebinds=rebinds,
             e2e_s=e2e_s,
             ttfet_s=report.ttfet_s,
             last_turn_tbt_s=_last_turn_tbt_s(report.turns),
-            cached_share=_cached_share(report.turns),
-            prompt_tokens=_sum([turn.prompt_tokens for turn in report.turns]),
-            output_tokens=_sum([turn.completion_tokens for turn in report.turns]),
+            cached_share=sums.cached_share,
+            prompt_tokens=sums.prompt_tokens,
+            output_tokens=sums.output_tokens,
             energy_j=energy_j,
             with_branches=report.with_branches,
         )
@@ -99,12 +133,5 @@ def _last_turn_tbt_s(turns: Sequence[TurnReport]) -> float | None:
     return max(0.0, last.duration_s - last.ttft_s) / ((last.completion_tokens or 0) - 1)
 
 
-def _cached_share(turns: Sequence[TurnReport]) -> float | None:
-    pairs = [(t.cached_tokens, t.prompt_tokens) for t in turns]
-    seen = [(cached, prompt) for cached, prompt in pairs if cached is not None and prompt]
-    return sum(cached for cached, _ in seen) / sum(prompt for _, prompt in seen) if seen else None
-
-
-def _sum(counts: Sequence[int | None]) -> int | None:
-    seen = [count for count in counts if count is not None]
-    return sum(seen) if seen else None
+def _sum(so_far: int | None, more: int | None) -> int | None:
+    return so_far if more is None else (so_far or 0) + more
