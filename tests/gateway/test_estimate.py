@@ -79,6 +79,8 @@ MEDIA: dict[str, Any] = {
     "chat": {"type": "image_url", "image_url": {"url": DATA_URL}},
     "audio": {"type": "input_audio", "input_audio": {"data": PICTURE, "format": "wav"}},
     "file": {"type": "file", "file": {"file_data": "data:application/pdf;base64," + PICTURE}},
+    "bare file": {"type": "file", "file": {"file_data": PICTURE, "filename": "a.pdf"}},
+    "embeds": {"type": "image_embeds", "image_embeds": PICTURE},
     "responses": {"type": "input_image", "image_url": DATA_URL},
     "messages": {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PICTURE}},
     "document": {"source": {"data": PICTURE, "type": "base64"}, "type": "document"},
@@ -105,8 +107,15 @@ def test_text_that_speaks_of_media_is_text(content: str) -> None:
     assert prompt_size(body) == PromptSize(len(body))
 
 
-def test_a_tools_data_is_text() -> None:
-    body = json.dumps({"data": "the ferry sails at noon " * 100}).encode()
+def test_base64_whose_slashes_are_escaped_is_media() -> None:
+    body = json.dumps({"data": "ab/c" * 500}).replace("/", r"\/").encode()
+    assert prompt_size(body).media_items == 1
+
+
+@pytest.mark.parametrize("data", ["the ferry sails at noon ", "x,y\n", "1;2;3|", '{"a": 1}', "sí"])
+@pytest.mark.parametrize("key", ["data", "file_data"])
+def test_a_tools_data_is_text(key: str, data: str) -> None:
+    body = json.dumps({key: data * 500}).encode()
     assert prompt_size(body).media_items == 0
 
 

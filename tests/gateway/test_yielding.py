@@ -63,6 +63,22 @@ async def test_a_conversation_that_yielded_says_so_when_it_goes_on(serve: Serve)
         assert (await gateway.report(names[0]))["state"] != "ended"
 
 
+async def test_unnamed_conversations_of_the_tenant_whose_turn_waits_end_before_anothers(serve: Serve) -> None:
+    async def unnamed(text: str, key: str) -> str:
+        body = {"model": MODEL, "messages": [{"role": "user", "content": f"{text}: {TEXT}"}], "max_tokens": 4}
+        headers = {"authorization": f"Bearer {key}"}
+        answer = await gateway.client.post("/v1/chat/completions", json=body, headers=headers)
+        assert answer.status_code == 200
+        return str(answer.headers["x-conserve-conversation-id"])
+
+    async with serve(prefill=[], decode=small(), max_wait_s=5.0, **TENANTS) as gateway:
+        of_beta = await unnamed("the first", "b")  # idle for longest
+        of_alpha = [await unnamed(f"number {n}", "a") for n in range(4)]
+        listed = (await gateway.client.get("/v1/conversations", headers={"authorization": "Bearer b"})).json()
+    assert [(each["id"], each["state"]) for each in listed["data"]] == [(of_beta, "tool-gap")]
+    assert len(set(of_alpha)) == 4
+
+
 async def test_a_picture_waits_for_no_empty_decoder(serve: Serve) -> None:
     url = "data:image/png;base64," + "iVBORw0KGgo" * 100_000
     content = [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {"url": url}}]

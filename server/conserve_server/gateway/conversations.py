@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 class Conversations:
     """Opens and ends conversations everywhere at once: scheduler, log and recognition.
 
-    A synthetic conversation's binding is a kindness, not a promise: those at rest give up their
-    room, the longest idle first, as soon as a turn waits for room or its tenant is at its limit.
+    No client counts on a synthetic conversation's binding: those at rest give up their room as
+    soon as a turn waits for room or their tenant is at its limit.
     """
 
     def __init__(
@@ -134,14 +134,18 @@ class Conversations:
         return record
 
     def make_room(self) -> None:
-        """If a turn waits for room, synthetic conversations at rest give theirs up."""
+        """If a turn waits for room, synthetic conversations at rest give theirs up, the longest idle first.
+
+        Those of tenants that give room (`Scheduler.gives_room`) before any other's.
+        """
         scheduler = self._coordinator.scheduler
         while scheduler.waiting_turns and scheduler.pools.ledgers:
-            firsts = ((tenant, *oldest) for tenant, keys in self._resting.items() for oldest in _oldest(keys))
-            longest_idle = min(firsts, key=lambda first: first[2], default=None)
-            if longest_idle is None:
+            firsts = [(tenant, *oldest) for tenant, keys in self._resting.items() for oldest in _oldest(keys)]
+            if not firsts:
                 return
-            self._end_resting(longest_idle[0], longest_idle[1])
+            giving = [first for first in firsts if scheduler.gives_room(first[0])]
+            tenant, key, _ = min(giving or firsts, key=lambda first: first[2])
+            self._end_resting(tenant, key)
 
     def turn_ended(
         self,

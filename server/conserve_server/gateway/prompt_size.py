@@ -2,7 +2,8 @@
 
 A picture of a megabyte is a thousand tokens at most; its bytes say nothing of them. Media is found by its
 beginning and its closing quote, wherever it stands: data URLs (`image_url`, `video_url`, `file`,
-`input_image`), and values of `data` (Anthropic's sources, `input_audio`). Nothing is decoded.
+`input_image`), and base64 that is the value of `data` (Anthropic's sources, `input_audio`), of `file_data`
+or of vLLM's `image_embeds`, `audio_embeds`. Nothing is decoded.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from dataclasses import dataclass
 from typing import Final
 
 MIN_MEDIA_BYTES: Final = 256
-"""A shorter value of `data` is a word, not a file."""
+"""A shorter value is a word, not a file."""
 MAX_TYPE_BYTES: Final = 120
 """Of a data URL before its data: `data:` and the media's type."""
-_MARKS: Final = (b";base64,", b'"data"')
+_DATA_URL: Final = b";base64,"
+_MARKS: Final = (_DATA_URL, b'"data"', b'"file_data"', b'"image_embeds"', b'"audio_embeds"')
+_BASE64: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=-_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,7 @@ class PromptSize:
 
 
 def prompt_size(body: bytes) -> PromptSize:
-    """The size of the prompt in this body, in one pass for each of two marks."""
+    """The size of the prompt in this body, in one pass for each mark."""
     items = bytes_of_media = 0
     for mark in _MARKS:
         at = body.find(mark)
@@ -41,21 +44,19 @@ def prompt_size(body: bytes) -> PromptSize:
 
 def _media(body: bytes, mark: bytes, after: int) -> int:
     """Bytes of the media whose mark ends there; 0 where it is none."""
-    if mark is _MARKS[0]:  # a quote near by on both sides keeps the pass linear, whatever a text says
+    if mark is _DATA_URL:  # a quote near by on both sides keeps the pass linear, whatever a text says
         start = after if body.rfind(b'"data:', max(0, after - MAX_TYPE_BYTES), after) >= 0 else 0
     else:
         start = _value(body, after)
     end = body.find(b'"', start) if start > 0 else -1
-    if end - start < MIN_MEDIA_BYTES or body.find(_MARKS[0], start, start + 64) >= 0:
-        return 0
-    return end - start
+    return end - start if end - start >= MIN_MEDIA_BYTES else 0
 
 
 def _value(body: bytes, at: int) -> int:
-    """Where the text that is a key's value begins; 0 where its value is none, or has spaces as prose has."""
+    """Where the text that is a key's value begins; 0 where its value is none, or begins as no base64 does."""
     beginning = body[at : at + 16].lstrip()
     if not beginning.startswith(b":"):
         return 0
     start = body.find(b'"', at, at + 16) + 1
-    is_prose = b" " in body[start : start + MIN_MEDIA_BYTES]
-    return 0 if start == 0 or is_prose else start
+    sample = body[start : start + MIN_MEDIA_BYTES].replace(rb"\/", b"/").removesuffix(b"\\")
+    return 0 if start == 0 or sample.translate(None, _BASE64) else start

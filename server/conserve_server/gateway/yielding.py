@@ -36,16 +36,8 @@ class Yielding:
         for key in sorted(resting, key=self._has_open_tool):
             if not scheduler.waiting_turns:
                 return
-            if self._may_be_asked(tenant_of(key)):
+            if scheduler.gives_room(tenant_of(key)):
                 self._coordinator.yield_conversation(key)
-
-    def _may_be_asked(self, tenant: str) -> bool:
-        """A tenant gives to its own turn, and to others only what is more than its share."""
-        scheduler = self._coordinator.scheduler
-        if tenant in scheduler.next_tenants:
-            return True
-        budget = sum(ledger.budget_tokens for ledger in scheduler.pools.ledgers.values())
-        return scheduler.pools.shares.is_above(tenant, budget, scheduler.waiting_tenants)
 
     def _has_open_tool(self, key: str) -> bool:
         record = self._log.live(tenant_of(key), key)

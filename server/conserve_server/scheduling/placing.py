@@ -74,6 +74,14 @@ class Placing:
             if not self._wants_more_than_its_share(state):
                 return
 
+    def gives_room(self, tenant: str) -> bool:
+        """Whether its conversations at rest are asked for room: its own turn is next, or it holds more than
+        its share."""
+        if any(state.turn.tenant == tenant for state in self.next_turns()):
+            return True
+        budget = sum(ledger.budget_tokens for ledger in self._pools.ledgers.values())
+        return self._pools.shares.is_above(tenant, budget, self.waiting.tenants)
+
     def _wants_more_than_its_share(self, state: TurnState) -> bool:
         largest = max((ledger.budget_tokens for ledger in self._pools.ledgers.values()), default=UNBOUNDED)
         part = self._pools.shares.part(state.turn.tenant, largest, self.waiting.tenants)
@@ -110,14 +118,16 @@ class Placing:
         return self._lead(state, placement)
 
     def _home(self, state: TurnState) -> Placement | None:
-        """Where a conversation that had yielded its room was, if there is room again: its KV may be there."""
+        """Where a conversation that had yielded its room was, if there is room again and most of its prompt's
+        KV may still be there."""
         home = state.conversation.yielded_on
         ledger = self._pools.ledgers.get(home) if home is not None else None
         if home is None or ledger is None or home in state.failed_on or not self._pools.takes_new(home):
             return None
         need = self._legs.own_tokens(state, state.prompt_tokens)
         free = ledger.budget_tokens - ledger.reserved_tokens - ledger.unaccounted_tokens
-        return Placement(Path.LOCAL_PREFILL, home) if need <= free else None
+        is_there = 2 * state.conversation.context_tokens.get(home, 0) >= need
+        return Placement(Path.LOCAL_PREFILL, home) if is_there and need <= free else None
 
     def _ask(self, state: TurnState, cluster: ClusterView) -> Placement | None:
         """What the policy says. Raises where it can't be, before anything has changed."""

@@ -54,15 +54,12 @@ class Scheduler:
         """Turns that wait for room."""
         return len(self._placing.waiting)
 
-    @property
-    def waiting_tenants(self) -> frozenset[str]:
-        """The tenants of those turns."""
-        return self._placing.waiting.tenants
+    def gives_room(self, tenant: str) -> bool:
+        """Whether the tenant's conversations at rest are to give their room to turns that wait.
 
-    @property
-    def next_tenants(self) -> frozenset[str]:
-        """The tenants whose turns get the room that comes free."""
-        return frozenset(state.turn.tenant for state in self._placing.next_turns())
+        It gives to its own turn that is next, and to others' what is more than its share.
+        """
+        return self._placing.gives_room(tenant)
 
     @property
     def rebinds_by_cause(self) -> Mapping[RebindCause, int]:
