@@ -131,10 +131,10 @@ class ConversationReport:
     `ttfet_s`, time to first effective token: the first token of the last turn minus the
     start of the first, time in which no turn was running left out (ConServe, section
     "metrics": tool time excluded). `reserved_kv_tokens` is what the scheduler holds for it
-    on its decoder now, 0 once it has ended. `turns` are the latest, after `turns_forgotten` others. `rebinds`: why it was bound once more, each time.
-    `synthetic`: no client named it, it was recognised by its message history. `children` names
-    its branches, and `with_branches` adds them up (None where it has none); all else is this
-    conversation's own.
+    on its decoder now, 0 once it has ended. `turns` are the latest, after `turns_forgotten`
+    others. `rebinds`: why it was bound once more, each time. `synthetic`: no client named it,
+    it was recognised by its message history. `children` names its branches, and
+    `with_branches` adds them up (None where it has none); all else is this conversation's own.
     """
 
     id: str
