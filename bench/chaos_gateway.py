@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from conserve_server.cli.main import main
-from conserve_server.gateway import bookkeepers
+from conserve_server.serving.turns import bookkeepers
 
 FAILURES = 200
 """Calls that raise after each signal."""

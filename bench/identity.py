@@ -24,9 +24,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from conserve_server.gateway.identity import read_identity
-from conserve_server.gateway.recognition import Recognition
-from conserve_server.gateway.request import TurnRequest, parse_request
+from conserve_server.serving.asked.identity import read_identity
+from conserve_server.serving.asked.request import TurnRequest, parse_request
+from conserve_server.serving.recognition.recognition import Recognition
 
 _PATH = "/v1/chat/completions"
 _BODIES = tuple((size, messages) for size in (4_000, 200_000, 1_000_000) for messages in (2, 20, 200))

@@ -11,8 +11,8 @@
 `instrument()` traces the process as well. `CONSERVE_DISABLED=1` switches everything off.
 """
 
-from conserve_sdk._conversation import Conversation, conversation
-from conserve_sdk._current import bind_context, current_conversation
+from conserve_sdk._conversation import Conversation, conversation, current_conversation
+from conserve_sdk._current import bind_context
 from conserve_sdk._errors import (
     ConserveSdkError,
     GatewayRefused,

@@ -13,10 +13,11 @@ from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Final, ParamSpec, Self, TypeVar
 
+from conserve_sdk import _decorating
 from conserve_sdk._branches import join
 from conserve_sdk._branches_agents import current_span
 from conserve_sdk._control import Gateway, afetch_report, fetch_report
-from conserve_sdk._current import Entry, current_conversation, innermost, innermost_entry, is_inside
+from conserve_sdk._current import Entry, innermost, innermost_entry, is_inside
 from conserve_sdk._delivery import Delivery, process_delivery
 from conserve_sdk._errors import ReportUnavailable
 from conserve_sdk._follow import afollow, follow
@@ -121,9 +122,7 @@ class Conversation:
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """The function, each call of it in a conversation like this one."""
-        from conserve_sdk._decorating import around
-
-        return around(self._again, function)
+        return _decorating.around(self._again, function)
 
     def report(self) -> ConversationReport:
         """What the gateway observed, during the block or after it.
@@ -216,6 +215,16 @@ class Conversation:
                 return entry
             entry = entry.outer
         return self._entries[-1]
+
+
+def current_conversation() -> Conversation | None:
+    """The conversation whose block is running here; None outside of one.
+
+    Tasks, and threads started with `bind_context`, see the conversation that was current
+    where they were started, until its block ends.
+    """
+    entry = innermost_entry()
+    return entry.conversation if entry is not None and isinstance(entry.conversation, Conversation) else None
 
 
 def conversation(

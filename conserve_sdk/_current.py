@@ -6,14 +6,19 @@ import functools
 from collections.abc import Callable
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
+from typing import Final, ParamSpec, Protocol, TypeVar
 
-if TYPE_CHECKING:
-    from conserve_sdk._conversation import Conversation
-    from conserve_sdk._identity import Identity
+from conserve_sdk._identity import Identity
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class Named(Protocol):
+    """A conversation, as far as its blocks know it."""
+
+    @property
+    def id(self) -> str: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -24,7 +29,7 @@ class Entry:
     `agents_span` is the OpenAI Agents SDK's span that was current outside, if any.
     """
 
-    conversation: Conversation
+    conversation: Named
     outer: Entry | None
     identity: Identity
     agents_span: object | None = None
@@ -49,16 +54,6 @@ def is_inside(entry: Entry | None, conversation_id: str) -> bool:
             return True
         entry = entry.outer
     return False
-
-
-def current_conversation() -> Conversation | None:
-    """The conversation whose block is running here; None outside of one.
-
-    Tasks, and threads started with `bind_context`, see the conversation that was current
-    where they were started, until its block ends.
-    """
-    entry = innermost_entry()
-    return entry.conversation if entry is not None else None
 
 
 def bind_context(function: Callable[P, R]) -> Callable[P, R]:

@@ -12,9 +12,9 @@ import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, ParamSpec, TypeVar, cast
+from types import TracebackType
+from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
-from conserve_sdk._conversation import Conversation
 from conserve_sdk._current import innermost
 
 P = ParamSpec("P")
@@ -23,7 +23,31 @@ Y = TypeVar("Y")
 S = TypeVar("S")
 
 
-def around(make: Callable[[], Conversation], function: Callable[P, R]) -> Callable[P, R]:
+class Block(Protocol):
+    """A conversation, as far as a function that it is put around needs it."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None: ...
+
+    async def __aenter__(self) -> object: ...
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None: ...
+
+
+def around(make: Callable[[], Block], function: Callable[P, R]) -> Callable[P, R]:
     """`function`, each call of it in a conversation that `make` gives."""
     if inspect.isasyncgenfunction(function):
         wrapped: Callable[..., Any] = _around_async_generator(make, function)
@@ -36,7 +60,7 @@ def around(make: Callable[[], Conversation], function: Callable[P, R]) -> Callab
     return cast("Callable[P, R]", functools.wraps(function)(wrapped))
 
 
-def _around_function(make: Callable[[], Conversation], function: Callable[P, R]) -> Callable[P, R]:
+def _around_function(make: Callable[[], Block], function: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         with make():
             return function(*args, **kwargs)
@@ -45,7 +69,7 @@ def _around_function(make: Callable[[], Conversation], function: Callable[P, R])
 
 
 def _around_coroutine(
-    make: Callable[[], Conversation], function: Callable[P, Coroutine[Any, Any, R]]
+    make: Callable[[], Block], function: Callable[P, Coroutine[Any, Any, R]]
 ) -> Callable[P, Coroutine[Any, Any, R]]:
     async def call(*args: P.args, **kwargs: P.kwargs) -> R:
         async with make():
@@ -57,7 +81,7 @@ def _around_coroutine(
 class _Stay:
     """A generator's stay in a conversation: left behind at each `yield`, and found again after it."""
 
-    def __init__(self, conversation: Conversation) -> None:
+    def __init__(self, conversation: Block) -> None:
         self._conversation = conversation
         self._inside = innermost.get()
         with self.running():
@@ -87,7 +111,7 @@ class _Stay:
 
 
 def _around_generator(
-    make: Callable[[], Conversation], function: Callable[P, Generator[Y, S, R]]
+    make: Callable[[], Block], function: Callable[P, Generator[Y, S, R]]
 ) -> Callable[P, Generator[Y, S, R]]:
     def call(*args: P.args, **kwargs: P.kwargs) -> Generator[Y, S, R]:
         stay = _Stay(make())
@@ -120,7 +144,7 @@ def _steps(stay: _Stay, generator: Generator[Y, S, R]) -> Generator[Y, S, R]:
 
 
 def _around_async_generator(
-    make: Callable[[], Conversation], function: Callable[P, AsyncGenerator[Y, S]]
+    make: Callable[[], Block], function: Callable[P, AsyncGenerator[Y, S]]
 ) -> Callable[P, AsyncGenerator[Y, S]]:
     async def call(*args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[Y, S]:
         stay = _Stay(make())

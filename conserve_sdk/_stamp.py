@@ -23,7 +23,8 @@ from opentelemetry.trace.span import TraceState
 from opentelemetry.util.types import Attributes
 
 from conserve_sdk import _names
-from conserve_sdk._identity import Identity, resolve_identity
+from conserve_sdk._identity import Identity
+from conserve_sdk._resolving import resolve_identity
 from conserve_sdk.protocol import SAMPLER, SAMPLER_ARGUMENT_VARIABLE, SAMPLER_VARIABLE, is_kept, kept_share
 
 _log = logging.getLogger("conserve_sdk")

@@ -14,7 +14,8 @@ from urllib.parse import unquote, urlsplit
 from conserve_sdk._carrier import AsyncCarrier, Carrier, SyncCarrier, async_carrier
 from conserve_sdk._control import Gateway
 from conserve_sdk._hosts import AllowList, Origin
-from conserve_sdk._identity import Identity, resolve_caller
+from conserve_sdk._identity import Identity
+from conserve_sdk._resolving import resolve_caller
 from conserve_sdk.protocol import CONVERSATION_ID
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar, cast, overload
 
-from conserve_sdk._current import current_conversation
+from conserve_sdk._conversation import current_conversation
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -31,8 +31,8 @@ from conserve_server.engines.emulated.__main__ import parse_arguments
 from conserve_server.engines.emulated.faults import FaultKind
 from conserve_server.engines.engine import Role
 from conserve_server.engines.vllm_command import Model, Slot, vllm_command
-from conserve_server.gateway.identity import ID_HEADERS
 from conserve_server.scheduling.conversation import State
+from conserve_server.serving.asked.identity import ID_HEADERS
 from conserve_server.telemetry.energy_metrics import EnergyMetrics
 from conserve_server.telemetry.metrics import GatewayMetrics
 from conserve_server.telemetry.summary import ConversationSummary

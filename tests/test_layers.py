@@ -1,7 +1,8 @@
 """Imports point one way: the rooms of ARCHITECTURE.md, read from the source with `ast`.
 
 examples → integrations → conserve_sdk
-cli → gateway | simulation → scheduling | engines | energy | telemetry → core → conserve_sdk.protocol
+cli → gateway → serving | simulation → scheduling | engines | energy | telemetry → core
+core → conserve_sdk.protocol
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ SOURCES = {
 PROTOCOL = "conserve_sdk.protocol"
 CORE = "conserve_server.core"
 MIDDLE = tuple(f"conserve_server.{room}" for room in ("scheduling", "engines", "energy", "telemetry"))
-TOP = ("conserve_server.gateway", "conserve_server.simulation")
+SERVING = "conserve_server.serving"
 
 # What a module may import of ours, besides its own room. The longest prefix of its name decides.
 ALLOWED: dict[str, tuple[str, ...]] = {
@@ -37,7 +38,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "conserve_server": (PROTOCOL,),
     CORE: (PROTOCOL,),
     **dict.fromkeys(MIDDLE, (CORE, PROTOCOL)),
-    **dict.fromkeys(TOP, (*MIDDLE, CORE, PROTOCOL)),
+    SERVING: (*MIDDLE, CORE, PROTOCOL),
+    "conserve_server.gateway": (SERVING, *MIDDLE, CORE, PROTOCOL),
     # Chunks are simulated with the very rule that vLLM is told.
     "conserve_server.simulation": (*MIDDLE, CORE, PROTOCOL, "conserve_vllm.chunk_rule"),
     "conserve_server.gateway.app": ("conserve_server", PROTOCOL),
@@ -48,6 +50,10 @@ SERVER_DEPENDENCIES = frozenset(
     {"aiohttp", "httptools", "msgspec", "prometheus_client", "psutil", "pydantic", "starlette", "uvicorn"}
     | {"uvloop"}
 )
+
+
+HTTP_SERVERS = frozenset({"httptools", "starlette", "uvicorn"})
+"""What `serving` knows nothing of."""
 
 
 def is_within(module: str, room: str) -> bool:
@@ -97,6 +103,8 @@ def offences(module: str, source: str, *, is_package: bool = False) -> list[str]
     for imported in imports(module, ast.parse(source), is_package=is_package):
         if imported.split(".")[0] in SERVER_DEPENDENCIES and is_within(module, "conserve_sdk"):
             found.append(f"{module} imports {imported}, a dependency of the server")
+        elif imported.split(".")[0] in HTTP_SERVERS and is_within(module, SERVING):
+            found.append(f"{module} imports {imported}, and HTTP is the gateway's")
         elif room_of(imported) is not None and not any(
             is_within(imported, each) for each in (home, *ALLOWED[room])
         ):
@@ -146,10 +154,12 @@ def test_the_rooms_are_there_to_be_read() -> None:
         ),
         (
             "conserve_server.engines.vllm",
-            "if TYPE_CHECKING:\n    from conserve_server.gateway.turn import Turn",
+            "if TYPE_CHECKING:\n    from conserve_server.serving.turns.turns import Turn",
         ),
-        ("conserve_server.gateway.turn", "from conserve_server.simulation import simulator"),
-        ("conserve_server.gateway.turn", "from conserve_server.cli import main"),
+        ("conserve_server.serving.turns.turns", "from conserve_server.simulation import simulator"),
+        ("conserve_server.serving.turns.turns", "from conserve_server.cli import main"),
+        ("conserve_server.serving.turns.turns", "from conserve_server.gateway.http import reply"),
+        ("conserve_server.serving.turns.turns", "from starlette.types import Send"),
         ("conserve_server.cli.demo", "from conserve_sdk import wrap"),
         ("conserve_vllm.plugin", "from conserve_sdk.protocol import AGENT"),
     ],
@@ -168,10 +178,10 @@ def test_an_import_that_points_the_wrong_way_is_caught(module: str, source: str)
             "conserve_server.engines.vllm",
             "from conserve_server.core.errors import EngineFailed\nimport aiohttp",
         ),
-        ("conserve_server.gateway.turn", "from conserve_server.scheduling import policy"),
+        ("conserve_server.serving.turns.turns", "from conserve_server.scheduling import policy"),
         (
             "conserve_server.gateway.app",
-            "from conserve_server.gateway import turn\nimport conserve_server.energy",
+            "from conserve_server.gateway.routes import turns\nimport conserve_server.energy",
         ),
         ("conserve_server.cli.trace", "from conserve_server.telemetry import render"),
     ],

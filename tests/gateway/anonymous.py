@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
-from conserve_server.gateway.identity import Identity
-from conserve_server.gateway.recognition import Recognition
-from conserve_server.gateway.request import parse_request
+from conserve_server.serving.asked.identity import Identity
+from conserve_server.serving.asked.request import parse_request
+from conserve_server.serving.recognition.recognition import Recognition
 
 History = list[dict[str, Any]]
 _NUMBERS = count()

@@ -23,10 +23,10 @@ from conserve_server.core.config import Config, GatewayConfig, parse_config
 from conserve_server.engines.emulated import EmulatedConfig, EmulatedEngineServer
 from conserve_server.engines.engine import Role, listed_engines
 from conserve_server.gateway.app import create_app
-from conserve_server.gateway.draining import Draining
-from conserve_server.gateway.turn_protocol import TurnProtocol
+from conserve_server.gateway.http.turn_protocol import TurnProtocol
 from conserve_server.scheduling.policies import policy_of
 from conserve_server.scheduling.policy import Policy
+from conserve_server.serving.turns.draining import Draining
 
 MODEL = "tiny"
 WAIT_S = 10.0

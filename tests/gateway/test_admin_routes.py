@@ -12,7 +12,7 @@ import pytest
 from conserve_server.core.config import Config, parse_config
 from conserve_server.engines.emulated import EmulatedEngineServer, Fault
 from conserve_server.engines.engine import Role
-from conserve_server.gateway.draining import Draining
+from conserve_server.serving.turns.draining import Draining
 
 from .conftest import MODEL, Serve, Served, engine_config
 

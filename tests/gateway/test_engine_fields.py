@@ -14,9 +14,9 @@ from conserve_server.core.config import GatewayConfig, TenantConfig
 from conserve_server.core.errors import InvalidRequest
 from conserve_server.engines.engine import Role
 from conserve_server.engines.wire import API_OF, RESPONSES_PATH
-from conserve_server.gateway.cache_salts import CacheSalts
-from conserve_server.gateway.engine_fields import MAX_NAMES_LOGGED, EngineFields
-from conserve_server.gateway.request import TurnRequest, parse_request
+from conserve_server.serving.asked.cache_salts import CacheSalts
+from conserve_server.serving.asked.engine_fields import MAX_NAMES_LOGGED, EngineFields
+from conserve_server.serving.asked.request import TurnRequest, parse_request
 
 from .conftest import MODEL, Serve, Served, engine_config
 

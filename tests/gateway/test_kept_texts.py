@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from conserve_sdk.protocol.headers import MAX_ID_LENGTH
 from conserve_server.core.errors import EngineFailed, InvalidRequest, NoCapacity
 from conserve_server.core.texts import MAX_TEXT_LENGTH, cut
-from conserve_server.gateway.conversation_routes import MAX_EVENTS
-from conserve_server.gateway.live_routes import MAX_TENANT_WATCHERS, MAX_WATCHERS
-from conserve_server.gateway.stored_responses import StoredResponse, StoredResponses
+from conserve_server.gateway.routes.conversations import MAX_EVENTS
+from conserve_server.gateway.routes.live import MAX_TENANT_WATCHERS, MAX_WATCHERS
+from conserve_server.serving.records.stored_responses import StoredResponse, StoredResponses
 from tests.gateway.conftest import Serve, Served
-from tests.gateway.test_turn_protocol import connected
+from tests.gateway.http.test_turn_protocol import connected
 
 KEYS = {"research": {"api_keys": ["sk-research"]}, "product": {"api_keys": ["sk-product"]}}
 

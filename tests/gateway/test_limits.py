@@ -10,22 +10,14 @@ from conserve_server.cli.serve import KEEP_ALIVE_S
 from conserve_server.core import texts
 from conserve_server.core.config import GatewayConfig
 from conserve_server.engines import connection
-from conserve_server.gateway import (
-    connections,
-    conversation_log,
-    conversation_routes,
-    identity,
-    json_text,
-    live_routes,
-    recognition,
-    record,
-    request,
-    request_id,
-    retries,
-    tool_times,
-    waits,
-)
-from conserve_server.gateway.refusals import LIMIT_CODES
+from conserve_server.gateway.http import connections, request_id, waits
+from conserve_server.gateway.http.refusals import LIMIT_CODES
+from conserve_server.gateway.routes import conversations as conversation_routes
+from conserve_server.gateway.routes import live as live_routes
+from conserve_server.serving.asked import identity, json_text, request
+from conserve_server.serving.recognition import recognition
+from conserve_server.serving.records import conversation_log, record, tool_times
+from conserve_server.serving.turns import retries
 
 PAGE = Path(__file__).parents[2] / "docs" / "limits.md"
 FIXED: dict[str, tuple[str, ...]] = {

@@ -13,7 +13,7 @@ import pytest
 from conserve_sdk.protocol import LIVE_PATH, Phase, Update
 from conserve_server.engines.emulated import Fault
 from conserve_server.engines.engine import Role
-from conserve_server.gateway.live_routes import MAX_WATCHERS
+from conserve_server.gateway.routes.live import MAX_WATCHERS
 
 from .conftest import WAIT_S, Serve, Served, engine_config
 

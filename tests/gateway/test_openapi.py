@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from conserve_sdk.protocol import LIVE_PATH
-from conserve_server.gateway.openapi import openapi_document
+from conserve_server.gateway.routes.openapi import openapi_document
 
 from .conftest import MODEL, Serve, Served
 

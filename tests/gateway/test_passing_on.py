@@ -31,8 +31,8 @@ from conserve_server.core.clock import SystemClock
 from conserve_server.core.config import parse_config
 from conserve_server.engines.engine import listed_engines
 from conserve_server.gateway.app import create_app
-from conserve_server.gateway.stream_heads import COMMENT
 from conserve_server.scheduling.policies import policy_of
+from conserve_server.serving.answers.stream_heads import COMMENT
 
 from .conftest import WAIT_S, serve_app
 

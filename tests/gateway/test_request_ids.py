@@ -8,7 +8,7 @@ import pytest
 
 from conserve_server.engines.emulated import Fault
 from conserve_server.engines.engine import Role
-from conserve_server.gateway.request_id import MAX_LENGTH, clean_request_id
+from conserve_server.gateway.http.request_id import MAX_LENGTH, clean_request_id
 from conserve_server.telemetry import names
 
 from .conftest import MODEL, Serve, Served, engine_config

@@ -13,9 +13,9 @@ from conserve_server.core.clock import VirtualClock
 from conserve_server.core.errors import DeadlyRequest, EngineFailed
 from conserve_server.engines.emulated import EmulatedTiming
 from conserve_server.engines.engine import Role
-from conserve_server.gateway.cluster import Cluster
-from conserve_server.gateway.live_turn import LiveTurn
-from conserve_server.gateway.retries import BURST, REMEMBERED_S, Retries
+from conserve_server.serving.cluster.cluster import Cluster
+from conserve_server.serving.turns.live import LiveTurn
+from conserve_server.serving.turns.retries import BURST, REMEMBERED_S, Retries
 from conserve_server.telemetry import names
 from conserve_server.telemetry.metrics import GatewayMetrics
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from conserve_server.engines.wire import CHAT_PATH, COMPLETIONS_PATH
-from conserve_server.gateway.transferable import is_transferable
+from conserve_server.serving.asked.transferable import is_transferable
 
 from .conftest import MODEL, Served
 

@@ -12,10 +12,10 @@ from types import FrameType
 
 import uvicorn
 
-from conserve_server.gateway.draining import Draining
+from conserve_server.serving.turns.draining import Draining
 
 CUT_S = 1
-"""Whole seconds that turns which were cut off have for their last words."""
+"""Whole seconds that turns which were cut off have to send their error."""
 log = logging.getLogger(__name__)
 
 

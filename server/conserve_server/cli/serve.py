@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from conserve_server.cli.gateway_server import GatewayServer
     from conserve_server.core.config import Config
     from conserve_server.engines.engine import EngineSpec
-    from conserve_server.gateway.draining import Draining
+    from conserve_server.serving.turns.draining import Draining
     from conserve_server.telemetry.provider import Tracing
 
 log = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ async def _run_gateway(
 ) -> int:
     """Run the gateway in this process until it is told to stop; the exit status."""
     from conserve_server.cli.listening import listen
-    from conserve_server.gateway.draining import Draining
+    from conserve_server.serving.turns.draining import Draining
 
     draining = Draining()
     app = _app(config, load, engines, traces, draining)
@@ -209,7 +209,7 @@ def _server(config: Config, app: Starlette, draining: Draining) -> GatewayServer
     import uvicorn
 
     from conserve_server.cli.gateway_server import CUT_S, GatewayServer
-    from conserve_server.gateway.turn_protocol import TurnProtocol
+    from conserve_server.gateway.http.turn_protocol import TurnProtocol
 
     settings = uvicorn.Config(
         app,

@@ -111,3 +111,8 @@ class EngineFailed(TurnError):
         super().__init__(message, code=code, status=status)
         self.engine = engine
         self.was_asked = was_asked
+
+
+def internal_error(bug: Exception) -> TurnError:
+    """A bug in the gateway, as its client is told of it."""
+    return TurnError(f"the gateway failed: {type(bug).__name__}", code="internal_error")

@@ -1,1 +1,4 @@
-"""The gateway. Read `turn.py` for the life of a turn and `app.py` for how the parts are wired."""
+"""HTTP alone: `app.py` wires the parts, `routes/` are what can be asked, `http/` is how.
+
+The life of a turn is in `conserve_server.serving`.
+"""

@@ -17,46 +17,46 @@ from conserve_server.engines.conversation_kv import ConversationKv
 from conserve_server.engines.engine import EngineSpec
 from conserve_server.engines.vllm import VllmEngine
 from conserve_server.engines.wire import API_OF
-from conserve_server.gateway.admin_routes import AdminRoutes
-from conserve_server.gateway.background import Background
-from conserve_server.gateway.body import BodyMemory
-from conserve_server.gateway.bookkeepers import bookkeepers
-from conserve_server.gateway.cluster import Cluster
-from conserve_server.gateway.connections import CONNECTION_LIMITS, ConnectionLimits
-from conserve_server.gateway.conversation_routes import ConversationRoutes
-from conserve_server.gateway.conversations import Conversations
-from conserve_server.gateway.coordinator import Coordinator
-from conserve_server.gateway.draining import Draining
-from conserve_server.gateway.endings import Endings
-from conserve_server.gateway.energy import GatewayEnergy
-from conserve_server.gateway.engine_drains import EngineDrains
-from conserve_server.gateway.engine_fields import EngineFields
-from conserve_server.gateway.engine_profiles import profile_of
-from conserve_server.gateway.error_answers import EXCEPTION_HANDLERS
-from conserve_server.gateway.kv_signals import KvSignals
-from conserve_server.gateway.limits import BodyLimits, TurnLimits
-from conserve_server.gateway.live_routes import LiveRoutes
-from conserve_server.gateway.live_view import LiveView
-from conserve_server.gateway.middlewares import middleware_of
-from conserve_server.gateway.openapi import openapi_route
-from conserve_server.gateway.page_routes import page_routes
-from conserve_server.gateway.pass_through import PassThrough
-from conserve_server.gateway.passing_on import PassingOn
-from conserve_server.gateway.refusals import Refusals
-from conserve_server.gateway.reload import Reload
-from conserve_server.gateway.retries import Retries, RetriesBook
-from conserve_server.gateway.routes import Routes
-from conserve_server.gateway.stream_heads import StreamHeads
-from conserve_server.gateway.telling import BookErrors
-from conserve_server.gateway.tenants import Tenants
-from conserve_server.gateway.turn import Turns
-from conserve_server.gateway.turn_books import TurnBooks
-from conserve_server.gateway.turn_endpoint import TurnEndpoint
-from conserve_server.gateway.turn_life import TurnLives
-from conserve_server.gateway.turn_protocol import TURN_ROUTES
-from conserve_server.gateway.yielding import Yielding
+from conserve_server.gateway.http.body import BodyMemory
+from conserve_server.gateway.http.connections import CONNECTION_LIMITS, ConnectionLimits
+from conserve_server.gateway.http.error_answers import EXCEPTION_HANDLERS
+from conserve_server.gateway.http.middlewares import middleware_of
+from conserve_server.gateway.http.refusals import Refusals
+from conserve_server.gateway.http.turn_protocol import TURN_ROUTES
+from conserve_server.gateway.routes.admin import AdminRoutes
+from conserve_server.gateway.routes.conversations import ConversationRoutes
+from conserve_server.gateway.routes.live import LiveRoutes
+from conserve_server.gateway.routes.openapi import openapi_route
+from conserve_server.gateway.routes.page import page_routes
+from conserve_server.gateway.routes.pass_through import PassThrough
+from conserve_server.gateway.routes.service import Routes
+from conserve_server.gateway.routes.turns import TurnEndpoint
 from conserve_server.scheduling.policy import Policy
 from conserve_server.scheduling.scheduler import Scheduler
+from conserve_server.serving.answers.passing_on import PassingOn
+from conserve_server.serving.answers.stream_heads import StreamHeads
+from conserve_server.serving.asked.engine_fields import EngineFields
+from conserve_server.serving.asked.limits import BodyLimits, TurnLimits
+from conserve_server.serving.asked.tenants import Tenants
+from conserve_server.serving.cluster.cluster import Cluster
+from conserve_server.serving.cluster.engine_drains import EngineDrains
+from conserve_server.serving.cluster.engine_profiles import profile_of
+from conserve_server.serving.cluster.reload import Reload
+from conserve_server.serving.conversations import Conversations
+from conserve_server.serving.driving.background import Background
+from conserve_server.serving.driving.coordinator import Coordinator
+from conserve_server.serving.driving.telling import BookErrors
+from conserve_server.serving.kv.signals import KvSignals
+from conserve_server.serving.records.endings import Endings
+from conserve_server.serving.records.live_view import LiveView
+from conserve_server.serving.turns.bookkeepers import bookkeepers
+from conserve_server.serving.turns.books import TurnBooks
+from conserve_server.serving.turns.draining import Draining
+from conserve_server.serving.turns.energy_books import GatewayEnergy
+from conserve_server.serving.turns.life import TurnLives
+from conserve_server.serving.turns.retries import Retries, RetriesBook
+from conserve_server.serving.turns.turns import Turns
+from conserve_server.serving.yielding import Yielding
 from conserve_server.telemetry.metrics import GatewayMetrics
 from conserve_server.telemetry.spans import TurnTraces
 

@@ -41,7 +41,7 @@ def need_of(cluster: ClusterView, tokens: float, *, but: Collection[str] = ()) -
     """The free KV that a decoder other than those must have to take so many tokens.
 
     Lengths are estimates until an engine has tokenised: a prompt that seems larger than every
-    budget waits for an empty decoder, and the engine's own limit has the last word.
+    budget waits for an empty decoder, and the engine's own limit decides.
     """
     largest = first_of(cluster.ordered(LARGEST), but=but)
     return min(tokens, largest.budget_tokens) if largest is not None else 0

@@ -1,0 +1,1 @@
+"""The life of turns and conversations, without HTTP. Read `turns/turns.py`, then `conversations.py`."""

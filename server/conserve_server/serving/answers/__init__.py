@@ -1,0 +1,1 @@
+"""Engines' answers on their way to a client: read as they pass, never held up."""

@@ -1,0 +1,1 @@
+"""Conversations that no client names, known by their message history."""

@@ -1,0 +1,1 @@
+"""What is remembered of conversations, for reports, watchers and summaries."""
