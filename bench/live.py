@@ -39,7 +39,8 @@ import numpy as np
 from conserve_sdk.protocol import Path
 from conserve_server.cli.gateway_process import running_gateway
 from conserve_server.cli.local_pool import started_pool
-from conserve_server.core.config import SchedulerConfig, parse_config
+from conserve_server.core.config import parse_config
+from conserve_server.core.policy_config import SchedulerConfig
 from conserve_server.energy.modelled import A40
 from conserve_server.scheduling.policies import policy_of
 from conserve_server.simulation.calibration import Calibration, fit

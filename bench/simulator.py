@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
-from conserve_server.core.config import SchedulerConfig
+from conserve_server.core.policy_config import SchedulerConfig
 from conserve_server.core.turn import Turn
 from conserve_server.energy.modelled import H100_QWEN3_8B
 from conserve_server.scheduling.actions import PlacementFailed

@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from conserve_server.energy.modelled import A40
-from conserve_server.scheduling.collocated import Collocated
+from conserve_server.scheduling.policies.collocated import Collocated
 from conserve_server.simulation.engine_model import EngineSettings
 from conserve_server.simulation.fleet import Fleet, Options, SimulatedEngine
 from conserve_server.simulation.simulator import Simulator

@@ -15,8 +15,8 @@ PROGRAMS = ("examples", "bench", "tools")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 50
 NAMES = "server/conserve_server/telemetry/names.py"
-# Keys of an ASGI scope have dots too.
-SCOPE_KEYS = frozenset({"conserve.transport"})
+# Keys of an ASGI scope and groups of entry points have dots too.
+SCOPE_KEYS = frozenset({"conserve.transport", "conserve.policies"})
 # A file name such as conserve.toml is no attribute.
 ATTRIBUTE = re.compile(r"(gen_ai|conserve)\.(?!toml$|jsonl?$)[a-z_][a-z0-9_.]*")
 

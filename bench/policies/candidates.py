@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-from conserve_server.core.config import SchedulerConfig
+from conserve_server.core.policy_config import SchedulerConfig
 from conserve_server.energy.modelled import A100, H100_QWEN3_8B, GpuPower
 from conserve_server.scheduling.policies import POLICIES
 from conserve_server.scheduling.policy import Policy

@@ -9,12 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from bench.reproduce.stitched import StitchedSimulator, Stitching
-from conserve_server.core.config import SchedulerConfig
-from conserve_server.core.policy_config import AMPDEmulatedConfig, ConServeConfig, FullDisaggregationConfig
+from conserve_server.core.policy_config import (
+    AMPDEmulatedConfig,
+    ConServeConfig,
+    FullDisaggregationConfig,
+    SchedulerConfig,
+)
 from conserve_server.energy.modelled import A40
-from conserve_server.scheduling.ampd_emulated import AMPDEmulated
-from conserve_server.scheduling.conserve import ConServe
 from conserve_server.scheduling.policies import POLICIES
+from conserve_server.scheduling.policies.ampd_emulated import AMPDEmulated
+from conserve_server.scheduling.policies.conserve import ConServe
 from conserve_server.scheduling.policy import Policy
 from conserve_server.simulation.engine_model import EngineSettings
 from conserve_server.simulation.fleet import Fleet, Options, SimulatedEngine

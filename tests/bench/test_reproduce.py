@@ -14,8 +14,8 @@ from bench.reproduce.report import write_report
 from bench.reproduce.stitched import StitchedSimulator, Stitching, alone_s
 from conserve_server.core.errors import ConserveError
 from conserve_server.core.policy_config import AMPDEmulatedConfig
-from conserve_server.scheduling.ampd_emulated import AMPDEmulated
-from conserve_server.scheduling.conserve import ConServe
+from conserve_server.scheduling.policies.ampd_emulated import AMPDEmulated
+from conserve_server.scheduling.policies.conserve import ConServe
 from conserve_server.scheduling.policy import Policy
 from conserve_server.simulation.fleet import Options
 from conserve_server.simulation.simulator import Outcome

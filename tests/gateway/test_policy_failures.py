@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from conserve_server.core.turn import Placement
-from conserve_server.scheduling.conserve import ConServe
+from conserve_server.scheduling.policies.conserve import ConServe
 from conserve_server.scheduling.policy import ClusterView, TurnView
 
 from .conftest import Serve, Served

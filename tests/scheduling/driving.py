@@ -5,8 +5,8 @@ from itertools import count
 from conserve_sdk.protocol import Path
 from conserve_server.core.turn import Placement, Turn
 from conserve_server.scheduling.actions import Action, PlacementFailed, Start
-from conserve_server.scheduling.conserve import ConServe
 from conserve_server.scheduling.engine_state import EngineProfile
+from conserve_server.scheduling.policies.conserve import ConServe
 from conserve_server.scheduling.policy import ClusterView, Policy, TurnView
 from conserve_server.scheduling.scheduler import Scheduler
 

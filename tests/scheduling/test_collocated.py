@@ -3,8 +3,8 @@
 from conserve_sdk.protocol import Path
 from conserve_server.core.policy_config import CollocatedStickyConfig
 from conserve_server.core.turn import Placement
-from conserve_server.scheduling.collocated import Collocated
-from conserve_server.scheduling.collocated_sticky import CollocatedSticky
+from conserve_server.scheduling.policies.collocated import Collocated
+from conserve_server.scheduling.policies.collocated_sticky import CollocatedSticky
 from tests.scheduling.views import cluster, decoder, first, later, prefiller
 
 STICKY = CollocatedSticky(CollocatedStickyConfig())

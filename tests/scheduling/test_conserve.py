@@ -6,7 +6,7 @@ from conserve_sdk.protocol import Path
 from conserve_server.core.errors import ConfigError
 from conserve_server.core.policy_config import ConServeConfig
 from conserve_server.core.turn import Placement
-from conserve_server.scheduling.conserve import ConServe
+from conserve_server.scheduling.policies.conserve import ConServe
 from tests.scheduling.views import cluster, decoder, first, later, pools, prefiller
 
 

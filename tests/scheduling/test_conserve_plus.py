@@ -6,7 +6,7 @@ from conserve_sdk.protocol import Path
 from conserve_server.core.policy_config import ConServePlusConfig, EstimatesConfig
 from conserve_server.core.turn import Placement
 from conserve_server.scheduling.acting import roles_now
-from conserve_server.scheduling.conserve_plus import ConServePlus
+from conserve_server.scheduling.policies.conserve_plus import ConServePlus
 from conserve_server.scheduling.policy import EngineView
 from tests.scheduling.views import CAPACITY, cluster, decoder, first, later, prefiller
 

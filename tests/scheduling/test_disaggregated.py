@@ -12,11 +12,11 @@ from conserve_server.core.policy_config import (
     PPDConfig,
 )
 from conserve_server.core.turn import Placement
-from conserve_server.scheduling.ampd import AMPD
-from conserve_server.scheduling.ampd_emulated import AMPDEmulated
-from conserve_server.scheduling.conditional import Conditional
-from conserve_server.scheduling.full_disaggregation import FullDisaggregation
-from conserve_server.scheduling.ppd import PPD
+from conserve_server.scheduling.policies.ampd import AMPD
+from conserve_server.scheduling.policies.ampd_emulated import AMPDEmulated
+from conserve_server.scheduling.policies.conditional import Conditional
+from conserve_server.scheduling.policies.full_disaggregation import FullDisaggregation
+from conserve_server.scheduling.policies.ppd import PPD
 from tests.scheduling.views import cluster, decoder, first, later, pools, prefiller
 
 FULL = FullDisaggregation(FullDisaggregationConfig())

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conserve_server.core.config import SchedulerConfig
 from conserve_server.core.errors import ConfigError
+from conserve_server.core.policy_config import SchedulerConfig
 from conserve_server.scheduling.choices import FREEST
 from conserve_server.scheduling.policies import POLICIES, policy_of
 from conserve_server.scheduling.policy import ClusterView, EngineView, Order, TurnView

@@ -7,7 +7,7 @@ import pytest
 from conserve_sdk.protocol import Path
 from conserve_server.core.turn import Placement
 from conserve_server.scheduling.actions import Action, PlacementFailed, StartDecode, StartPrefill
-from conserve_server.scheduling.conserve import ConServe
+from conserve_server.scheduling.policies.conserve import ConServe
 from conserve_server.scheduling.policy import ClusterView, TurnView
 from conserve_server.scheduling.scheduler import Scheduler
 

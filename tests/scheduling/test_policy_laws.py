@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conserve_server.core.config import SchedulerConfig
+from conserve_server.core.policy_config import SchedulerConfig
 from conserve_server.scheduling.engine_state import EngineProfile
 from conserve_server.scheduling.policies import POLICIES, policy_of
 from conserve_server.scheduling.policy import Policy

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from conserve_server.core.turn import Placement, Turn
-from conserve_server.scheduling.conserve import ConServe
+from conserve_server.scheduling.policies.conserve import ConServe
 from conserve_server.scheduling.policy import ClusterView, TurnView
 from conserve_server.scheduling.scheduler import Scheduler
 

@@ -3,7 +3,7 @@
 from conserve_server.core.policy_config import ConServeConfig
 from conserve_server.core.turn import Turn
 from conserve_server.scheduling.actions import StartPrefill
-from conserve_server.scheduling.conserve import ConServe
+from conserve_server.scheduling.policies.conserve import ConServe
 from tests.scheduling.driving import bind, scheduler_of, started, turn_ids, turn_of
 
 

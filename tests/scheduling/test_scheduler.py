@@ -5,9 +5,9 @@ import pytest
 from conserve_sdk.protocol import Path
 from conserve_server.core.turn import Placement
 from conserve_server.scheduling.actions import StartDecode, StartPrefill
-from conserve_server.scheduling.conserve import ConServe
 from conserve_server.scheduling.conversation import State
 from conserve_server.scheduling.engine_state import EngineProfile
+from conserve_server.scheduling.policies.conserve import ConServe
 from conserve_server.scheduling.scheduler import Scheduler
 from tests.scheduling.driving import bind, scheduler_of, started, turn_of
 

@@ -16,7 +16,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from conserve_server.core.config import SchedulerConfig
+from conserve_server.core.policy_config import SchedulerConfig
 from conserve_server.core.turn import Placement, Turn
 from conserve_server.scheduling.actions import Action, PlacementFailed, StartDecode, StartPrefill
 from conserve_server.scheduling.engine_state import EngineProfile

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from conserve_server.core.config import SchedulerConfig
+from conserve_server.core.policy_config import SchedulerConfig
 from conserve_server.core.turn import Placement, Turn
 from conserve_server.scheduling.actions import Action
-from conserve_server.scheduling.conserve import ConServe
 from conserve_server.scheduling.engine_state import EngineProfile
 from conserve_server.scheduling.policies import POLICIES
+from conserve_server.scheduling.policies.conserve import ConServe
 from conserve_server.scheduling.policy import ClusterView, EngineView, Policy, TurnView
 from conserve_server.scheduling.scheduler import Scheduler
 from conserve_server.scheduling.view_cache import ViewCache

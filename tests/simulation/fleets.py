@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from conserve_server.core.config import SchedulerConfig
+from conserve_server.core.policy_config import SchedulerConfig
 from conserve_server.energy.modelled import A40
 from conserve_server.scheduling.policies import POLICIES
 from conserve_server.simulation.engine_model import EngineSettings

@@ -7,10 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conserve_sdk.protocol import Path, RebindCause
-from conserve_server.core.config import SchedulerConfig
-from conserve_server.core.policy_config import ConServeConfig
-from conserve_server.scheduling.conserve import ConServe
+from conserve_server.core.policy_config import ConServeConfig, SchedulerConfig
 from conserve_server.scheduling.policies import POLICIES
+from conserve_server.scheduling.policies.conserve import ConServe
 from conserve_server.simulation.engine_model import EngineSettings
 from conserve_server.simulation.fleet import Failure, Options
 from conserve_server.simulation.records import PATHS

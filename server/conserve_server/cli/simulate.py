@@ -8,7 +8,7 @@ import pathlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from conserve_server.core.config import SchedulerConfig
+    from conserve_server.core.policy_config import SchedulerConfig
     from conserve_server.simulation.engine_model import EngineSettings
     from conserve_server.simulation.fleet import Fleet, SimulatedEngine
     from conserve_server.simulation.host_tier import HostMemory
@@ -125,8 +125,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _scheduler(args: argparse.Namespace) -> tuple[SchedulerConfig, int, int, bool]:
     """The scheduler's configuration, and how many engines prefill, decode, and do both."""
-    from conserve_server.core.config import SchedulerConfig, load_config
+    from conserve_server.core.config import load_config
     from conserve_server.core.errors import ConfigError
+    from conserve_server.core.policy_config import SchedulerConfig
 
     scheduler, prefill, decode, both = SchedulerConfig(), 1, 3, args.both_roles
     if args.config is not None:

@@ -26,18 +26,7 @@ from conserve_server.core.config_part import Part, Seconds
 from conserve_server.core.energy_config import EnergyConfig
 from conserve_server.core.errors import ConfigError
 from conserve_server.core.kv_config import KvConfig
-from conserve_server.core.policy_config import (
-    AMPDConfig,
-    AMPDEmulatedConfig,
-    CollocatedStickyConfig,
-    ConditionalConfig,
-    ConServeConfig,
-    ConServePlusConfig,
-    EstimatesConfig,
-    FullDisaggregationConfig,
-    PPDConfig,
-    TierConfig,
-)
+from conserve_server.core.policy_config import SchedulerConfig, TierConfig
 from conserve_server.core.pool_config import PoolsConfig
 
 TenantName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -200,38 +189,6 @@ class GatewayConfig(Part):
             if host != "*" and not re.fullmatch(r"[A-Za-z0-9._-]+", host):
                 raise ValueError(f"{host!r} is no name such as gateway.example.org, without a port, nor *")
         return hosts
-
-
-KV_BUDGET_FRACTION: Final = 0.9
-CONSERVE_PLUS_KV_BUDGET_FRACTION: Final = 2.0
-"""It follows what is evicted of whom, and coding sessions wait otherwise for room that nobody uses."""
-
-
-class SchedulerConfig(Part):
-    """Which policy places conversations, its budget, and the constants of each policy."""
-
-    policy: str = "conserve"
-    kv_budget_fraction: float | None = Field(default=None, gt=0, le=2)
-    """Share of a decoder's KV tokens that reservations may fill at admission; None: the policy's own.
-    The rest is room for bound conversations to grow. Above 1 counts on conversations that wait for a
-    tool or a person: what is cached of them can be evicted, and is computed again."""
-    estimates: EstimatesConfig = EstimatesConfig()
-    conserve: ConServeConfig = ConServeConfig()
-    conserve_plus: ConServePlusConfig = ConServePlusConfig()
-    collocated_sticky: CollocatedStickyConfig = CollocatedStickyConfig()
-    full_disaggregation: FullDisaggregationConfig = FullDisaggregationConfig()
-    conditional: ConditionalConfig = ConditionalConfig()
-    ppd: PPDConfig = PPDConfig()
-    ampd: AMPDConfig = AMPDConfig()
-    ampd_emulated: AMPDEmulatedConfig = AMPDEmulatedConfig()
-
-    @property
-    def budget_fraction(self) -> float:
-        """The KV budget as configured, or else the policy's."""
-        if self.kv_budget_fraction is not None:
-            return self.kv_budget_fraction
-        is_plus = self.policy == "conserve_plus"
-        return CONSERVE_PLUS_KV_BUDGET_FRACTION if is_plus else KV_BUDGET_FRACTION
 
 
 class LauncherConfig(Part):

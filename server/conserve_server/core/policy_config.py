@@ -5,7 +5,7 @@ Sources are named in `docs/policies.md`.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field
 
@@ -175,3 +175,37 @@ class TierConfig(Part):
     """Their GPU, for modelled energy; None: `energy.gpu`."""
     power_cap_w: float | None = Field(default=None, gt=0)
     """The power cap that they are meant to run under: modelled so, and compared with what a meter sees."""
+
+
+KV_BUDGET_FRACTION: Final = 0.9
+CONSERVE_PLUS_KV_BUDGET_FRACTION: Final = 2.0
+"""It follows what is evicted of whom, and coding sessions wait otherwise for room that nobody uses."""
+
+
+class SchedulerConfig(Part):
+    """Which policy places conversations, its budget, and the constants of each policy."""
+
+    policy: str = "conserve"
+    kv_budget_fraction: float | None = Field(default=None, gt=0, le=2)
+    """Share of a decoder's KV tokens that reservations may fill at admission; None: the policy's own.
+    The rest is room for bound conversations to grow. Above 1 counts on conversations that wait for a
+    tool or a person: what is cached of them can be evicted, and is computed again."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """For a policy of another package alone: what it is made with, by name."""
+    estimates: EstimatesConfig = EstimatesConfig()
+    conserve: ConServeConfig = ConServeConfig()
+    conserve_plus: ConServePlusConfig = ConServePlusConfig()
+    collocated_sticky: CollocatedStickyConfig = CollocatedStickyConfig()
+    full_disaggregation: FullDisaggregationConfig = FullDisaggregationConfig()
+    conditional: ConditionalConfig = ConditionalConfig()
+    ppd: PPDConfig = PPDConfig()
+    ampd: AMPDConfig = AMPDConfig()
+    ampd_emulated: AMPDEmulatedConfig = AMPDEmulatedConfig()
+
+    @property
+    def budget_fraction(self) -> float:
+        """The KV budget as configured, or else the policy's."""
+        if self.kv_budget_fraction is not None:
+            return self.kv_budget_fraction
+        is_plus = self.policy == "conserve_plus"
+        return CONSERVE_PLUS_KV_BUDGET_FRACTION if is_plus else KV_BUDGET_FRACTION

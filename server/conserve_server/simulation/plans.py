@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from conserve_server.core.config import SchedulerConfig
 from conserve_server.core.errors import ConfigError
-from conserve_server.core.policy_config import ConServePlusConfig
+from conserve_server.core.policy_config import ConServePlusConfig, SchedulerConfig
 from conserve_server.energy.modelled import H100, GpuPower, gpu_power, scaled
 from conserve_server.simulation.calibration import read_calibration
 from conserve_server.simulation.engine_model import EngineSettings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from conserve_server.scheduling.collocated import Collocated
+from conserve_server.scheduling.policies.collocated import Collocated
 from conserve_server.simulation.fleet import Fleet, Options, SimulatedEngine
 from conserve_server.simulation.metrics import Alone, conversation_times
 from conserve_server.simulation.simulator import Simulator

@@ -11,8 +11,8 @@ import pytest
 from conserve_server.core.clock import SystemClock
 from conserve_server.core.errors import EngineFailed
 from conserve_server.engines.engine import Answer, EngineSpec, EngineStatus, PrefillAnswer, Role
-from conserve_server.scheduling.conserve import ConServe
 from conserve_server.scheduling.engine_state import EngineProfile
+from conserve_server.scheduling.policies.conserve import ConServe
 from conserve_server.scheduling.scheduler import Scheduler
 from conserve_server.serving.cluster.cluster import Cluster
 from conserve_server.serving.driving.coordinator import Coordinator

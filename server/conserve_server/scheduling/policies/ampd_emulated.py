@@ -12,7 +12,7 @@ from hashlib import blake2b
 from conserve_server.core.policy_config import AMPDEmulatedConfig
 from conserve_server.core.turn import Placement
 from conserve_server.scheduling.choices import placed, shortest_queue
-from conserve_server.scheduling.conserve import ConServe
+from conserve_server.scheduling.policies.conserve import ConServe
 from conserve_server.scheduling.policy import ClusterView, TurnView
 
 
