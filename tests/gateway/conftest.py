@@ -111,6 +111,7 @@ class Served:
 async def serve_app(app: Starlette, *, keep_alive_s: float = 5) -> AsyncIterator[str]:
     """The application on a free loopback port."""
     bound = socket.socket()
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else heads wait 40 ms before bodies
     bound.bind(("127.0.0.1", 0))
     config = uvicorn.Config(
         app,
@@ -184,7 +185,10 @@ async def served(
             draining=draining,
         )
         url = await stack.enter_async_context(serve_app(app, keep_alive_s=keep_alive_s))
-        client = await stack.enter_async_context(httpx2.AsyncClient(base_url=url, timeout=WAIT_S))
+        # Certificates take 20 ms to load, and nothing here is encrypted.
+        client = await stack.enter_async_context(
+            httpx2.AsyncClient(base_url=url, timeout=WAIT_S, verify=False)
+        )
         found = Served(url, client, engines, exporter, stack, app)
         if is_ready:
             await found.eventually(lambda: _all_up(found))

@@ -46,6 +46,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("chat", "texts", "rules", "agents"),
     [
@@ -54,7 +55,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param(programs.handing_over, ["hello", *BOTH], HANDS_OVER, 1, id="Agents SDK, hand-offs"),
         pytest.param(programs.agents_as_tools, BOTH, ASKS, 2, id="Agents SDK, agents as tools"),
         pytest.param(programs.delegating, SUMS, DELEGATES, 1, id="Pydantic AI, delegation"),
-        pytest.param(programs.managed, SUMS, MANAGES, 1, id="smolagents, managed", marks=pytest.mark.slow),
+        pytest.param(programs.managed, SUMS, MANAGES, 1, id="smolagents, managed"),
         pytest.param(
             programs.litellm_loop,
             questions("say"),

@@ -49,6 +49,7 @@ def alternating() -> list[str]:
     return [text for pair in zip(questions("sum", 3), questions("find", 3), strict=True) for text in pair]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "rules", "texts", "agents"),
     [

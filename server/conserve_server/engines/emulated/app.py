@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -41,6 +43,12 @@ from conserve_server.engines.wire import CHAT_PATH, COMPLETIONS_PATH, MESSAGES_P
 _log = logging.getLogger(__name__)
 
 
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """Read once: many engines may run in one process."""
+    return httpx2.create_ssl_context(trust_env=False)
+
+
 def create_emulated_engine(
     config: EmulatedConfig,
     clock: Clock,
@@ -53,7 +61,9 @@ def create_emulated_engine(
     `peers` carries the requests to the engines from which it pulls KV (None: the network).
     `die` is what the fault of that name does; None only drops the connection.
     """
-    client = httpx2.AsyncClient(transport=peers, trust_env=False, timeout=config.pull_timeout_s)
+    client = httpx2.AsyncClient(
+        transport=peers, trust_env=False, timeout=config.pull_timeout_s, verify=_certificates()
+    )
     metrics = EngineMetrics(config)
     loop = EngineLoop(config, clock, metrics, Puller(config, clock, client))
     metrics.show(loop)
