@@ -112,3 +112,9 @@ def test_a_print_for_another_process_says_who_reads_it() -> None:
 )
 def test_an_attribute_name_is_told_from_other_text(source: str, found: list[str]) -> None:
     assert attribute_names(source) == found
+
+
+def test_nothing_that_is_made_here_is_kept_under_version_control() -> None:
+    """An environment that is a link is no folder: a rule for folders alone lets it in."""
+    rules = (ROOT / ".gitignore").read_text().splitlines()
+    assert {".venv", ".venv-*"} <= {*rules}
