@@ -20,6 +20,7 @@ from conserve_server.scheduling.choices import shortest_queue
 from conserve_server.scheduling.conversation import Conversation, State, TurnState
 from conserve_server.scheduling.conversations import Conversations
 from conserve_server.scheduling.engine_pools import EnginePools
+from conserve_server.scheduling.engine_reports import EngineReports
 from conserve_server.scheduling.engine_state import EngineProfile
 from conserve_server.scheduling.leaving import Leaving
 from conserve_server.scheduling.legs import Legs, placement_of
@@ -27,8 +28,11 @@ from conserve_server.scheduling.placing import Placing
 from conserve_server.scheduling.policy import Policy
 
 
-class Scheduler:
-    """Conversations, their bindings, and the queue of turns that wait for room on a decoder."""
+class Scheduler(EngineReports):
+    """Conversations, their bindings, and the queue of turns that wait for room on a decoder.
+
+    Reports of turns and conversations are here, those of engines in `EngineReports`.
+    """
 
     def __init__(
         self,
@@ -39,13 +43,12 @@ class Scheduler:
         estimates: EstimatesConfig | None = None,
     ) -> None:
         config = estimates or EstimatesConfig()
-        self._conversations = Conversations()
+        pools = EnginePools(engines, kv_budget_fraction, config)
+        self._legs = Legs(pools, config)
+        super().__init__(Conversations(), pools, Placing(policy, pools, self._legs))
         self._turns: dict[int, TurnState] = {}
         self._arrivals = 0
-        self.pools = EnginePools(engines, kv_budget_fraction, config)
-        self._legs = Legs(self.pools, config)
-        self._placing = Placing(policy, self.pools, self._legs)
-        self._leaving = Leaving(self._conversations, self.pools, self._legs, self._placing)
+        self._leaving = Leaving(self._conversations, pools, self._legs, self._placing)
 
     # -- what a driver may read --------------------------------------------------------------
 
@@ -267,78 +270,6 @@ class Scheduler:
         self._placing.yield_room(conversation, conversation.decoder)
         return self._placing.admit()
 
-    # -- engines -----------------------------------------------------------------------------
-
-    def on_engine_up(self, name: str, kv_capacity_tokens: int | None, now_s: float) -> list[Action]:
-        """The engine answers. `kv_capacity_tokens` is None where it reports none."""
-        self._placing.now_s = now_s
-        self.pools.up(name, kv_capacity_tokens)
-        return self._placing.admit()
-
-    def on_engine_down(self, name: str, now_s: float) -> list[Action]:
-        """The engine is gone, and with it the KV that it held: its conversations are placed anew."""
-        self._placing.now_s = now_s
-        self._unbind(name, self.pools.down(name))
-        return self._placing.admit()
-
-    def on_kv_observed(
-        self, name: str, kv_usage: float, running: int, waiting: int, now_s: float
-    ) -> list[Action]:
-        """The engine's own report: share of its KV in use (0 to 1), requests running and waiting."""
-        self._placing.now_s = now_s
-        engine = self.pools.find(name)
-        if engine is None:
-            return []
-        capacity = engine.ledger.capacity_tokens if engine.ledger else None
-        engine.load_reported(None if capacity is None else round(kv_usage * capacity), running + waiting)
-        return self._placing.admit()
-
-    def on_resident(self, name: str, tokens: Mapping[str, int], block_size: int, now_s: float) -> None:
-        """What the engine still holds of conversations, in whole blocks of `block_size` tokens.
-
-        Of one at rest that is what its next turn will find; what was evicted must be computed again.
-        Its reservation stays: the next turn needs the room all the same.
-        """
-        self._placing.now_s = now_s
-        for conversation_id, held in tokens.items():
-            conversation = self._conversations.find(conversation_id)
-            if conversation is None or conversation.has_turns:
-                continue
-            known = conversation.context_tokens.get(name, 0)
-            if held + block_size > known:
-                continue
-            conversation.context_tokens[name] = held
-            if conversation.decoder == name:
-                conversation.evicted_tokens += known - held
-
-    def on_engine_added(self, profile: EngineProfile, now_s: float) -> list[Action]:
-        """One more engine is known; it serves once it is up. Raises ValueError for a name that is taken."""
-        self._placing.now_s = now_s
-        self.pools.add(profile)
-        return []
-
-    def on_engine_draining(self, name: str, now_s: float, *, is_draining: bool = True) -> list[Action]:
-        """The engine takes nothing new (or takes again); `pools.is_drained` tells when it may go."""
-        self._placing.now_s = now_s
-        self.pools.set_draining(name, is_draining)
-        return self._placing.admit()
-
-    def on_engine_vacated(self, name: str, now_s: float) -> list[Action]:
-        """A draining engine has waited long enough: what is bound to it is placed anew at its next turn."""
-        self._placing.now_s = now_s
-        ledger = self.pools.ledgers.get(name)
-        for conversation_id in ledger.conversations if ledger is not None else ():
-            holder = self._conversations.find(conversation_id)
-            if holder is not None:
-                self._placing.leave_decoder(holder, name, RebindCause.ENGINE_DRAINED)
-        return self._placing.admit()
-
-    def on_engine_removed(self, name: str, now_s: float) -> list[Action]:
-        """The engine is forgotten; what it still held is placed anew."""
-        self._placing.now_s = now_s
-        self._unbind(name, self.pools.remove(name))
-        return self._placing.admit()
-
     # -- steps ---------------------------------------------------------------------------------
 
     def _blame(self, state: TurnState, *, is_lost: bool) -> None:
@@ -350,14 +281,6 @@ class Scheduler:
         elif placement.prefiller is not None:
             state.failed_on.add(placement.prefiller)
             state.transfer_failures += 1
-
-    def _unbind(self, engine: str, holders: Collection[str]) -> None:
-        for conversation in self._conversations.live:
-            conversation.context_tokens.pop(engine, None)
-        for conversation_id in holders:
-            holder = self._conversations.find(conversation_id)
-            if holder is not None:
-                self._placing.lose_decoder(holder, engine, RebindCause.ENGINE_LOST)
 
 
 def _within(counted: int | None, least: int, most: int | None = None) -> int | None:
