@@ -84,7 +84,12 @@ class AsyncCarrier(Carrier):
         client, loop = _there(_open(self._client())), self._loop()
         if loop is None or not loop.is_running() or loop is _running_loop():
             raise CannotCarry("the client's event loop can't be waited for from here")
-        sent = asyncio.run_coroutine_threadsafe(_quietly(client, method, url, **options), loop)
+        request = _quietly(client, method, url, **options)
+        try:
+            sent = asyncio.run_coroutine_threadsafe(request, loop)
+        except RuntimeError as error:  # the loop was closed meanwhile
+            request.close()
+            raise CannotCarry("the client's event loop was closed") from error
         try:
             return sent.result(REQUEST_TIMEOUT_S)
         finally:

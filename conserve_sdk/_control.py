@@ -86,6 +86,11 @@ class ControlCall:
         return self.gateway.url(self.path)
 
     @property
+    def address(self) -> str:
+        """What messages call it: without the query, which may hold a key."""
+        return self.gateway.root + self.path
+
+    @property
     def options(self) -> dict[str, Any]:
         """What a client takes beside method and URL."""
         return {"json": self.body, "headers": self.gateway.headers()}
@@ -214,10 +219,10 @@ def _read_report(call: ControlCall, response: httpx2.Response) -> protocol.Conve
             status=status,
         )
     if status != HTTPStatus.OK:
-        raise GatewayRefused(f"{call.url} answered {status} instead of a report", status=status)
+        raise GatewayRefused(f"{call.address} answered {status} instead of a report", status=status)
     try:
         return protocol.ConversationReport.from_json(response.json())
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise GatewayRefused(
-            f"{call.url} answered something else than a report: {error!r}", status=status
+            f"{call.address} answered something else than a report: {error!r}", status=status
         ) from error

@@ -42,7 +42,6 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "conserve_server.gateway": (SERVING, *MIDDLE, CORE, PROTOCOL),
     # Chunks are simulated with the very rule that vLLM is told.
     "conserve_server.simulation": (*MIDDLE, CORE, PROTOCOL, "conserve_vllm.chunk_rule"),
-    "conserve_server.gateway.app": ("conserve_server", PROTOCOL),
     # One distribution, one version: `conserve --version` prints the SDK's.
     "conserve_server.cli": ("conserve_server", PROTOCOL, "conserve_sdk._version"),
 }
@@ -97,8 +96,6 @@ def offences(module: str, source: str, *, is_package: bool = False) -> list[str]
     """The imports in `source` that its room may not make."""
     room = room_of(module)
     assert room is not None, f"{module} is in no room"
-    # The wiring module is one file of its room: its siblings are its own room too.
-    home = "conserve_server.gateway" if room.startswith("conserve_server.gateway") else room
     found = []
     for imported in imports(module, ast.parse(source), is_package=is_package):
         if imported.split(".")[0] in SERVER_DEPENDENCIES and is_within(module, "conserve_sdk"):
@@ -106,7 +103,7 @@ def offences(module: str, source: str, *, is_package: bool = False) -> list[str]
         elif imported.split(".")[0] in HTTP_SERVERS and is_within(module, SERVING):
             found.append(f"{module} imports {imported}, and HTTP is the gateway's")
         elif room_of(imported) is not None and not any(
-            is_within(imported, each) for each in (home, *ALLOWED[room])
+            is_within(imported, each) for each in (room, *ALLOWED[room])
         ):
             found.append(f"{module} imports {imported}")
     return found

@@ -75,7 +75,7 @@ def test_it_is_chosen_by_its_name_and_made_with_its_options() -> None:
     [
         ("missing", {}, r"'missing' \(brought\.absent:Policy, of brought\) can't be loaded: ModuleNotFound"),
         ("broken", {}, "RuntimeError: no licence"),
-        ("last", {"margin": 3}, r"can't be made of scheduler\.options \{'margin': 3\}: TypeError: .*margin"),
+        ("last", {"margin": 3}, r"can't be made of scheduler\.options \(margin\): TypeError: .*margin"),
         ("nothing", {}, r"gives a object, which has no place\(turn, cluster\)"),
         ("other", {}, r"must be one of ampd, .*, broken, .*, last, .* got 'other'"),
         ("conserve", {"x": 1}, r"'conserve' has its own part, \[scheduler\.conserve\]"),

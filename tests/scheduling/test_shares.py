@@ -56,13 +56,12 @@ def test_a_weight_is_what_a_tenant_may_hold() -> None:
     for tenant in ("a", "b"):
         shares.belongs(tenant, tenant)
         shares.changed(tenant, 60)
-    assert not shares.is_above("a", 100, frozenset("b"))
-    assert shares.is_above("b", 100, frozenset("a"))
+    assert shares.above(100, frozenset("ab")) == {"b"}
 
 
 def test_a_tenant_alone_is_above_its_share_only_beyond_the_budget() -> None:
     shares = Shares()
     shares.belongs("x", "a")
     shares.changed("x", 90)
-    assert not shares.is_above("a", 100, frozenset())
-    assert shares.is_above("a", 100, frozenset("b"))
+    assert shares.above(100, frozenset()) == frozenset()
+    assert shares.above(100, frozenset("b")) == {"a"}

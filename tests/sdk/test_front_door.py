@@ -20,7 +20,7 @@ from conserve_sdk._control import Gateway
 from conserve_sdk._delivery import Delivery, Release
 
 if TYPE_CHECKING:
-    from tests.sdk.conftest import FakeControl, FakeModel
+    from tests.sdk.conftest import FakeControl, FakeModel, LoopbackGateway
 
 
 def test_a_control_call_carries_the_clients_own_headers_and_nothing_of_one_request(
@@ -251,3 +251,21 @@ def test_a_loop_that_is_held_up_costs_no_more_than_the_time_of_one_call(
 
     asyncio.run(agent())
     assert [request.url.path for request in control.requests] == ["/v1/conversations/c"]
+
+
+def test_a_key_in_a_query_is_in_no_message(model: FakeModel, loopback: LoopbackGateway) -> None:
+    loopback.statuses.append(500)
+    client = conserve.wrap(
+        OpenAI(
+            base_url=f"{loopback.root}/v1",
+            api_key="k",
+            default_query={"key": "secret"},
+            http_client=model.http(),
+        )
+    )
+    with conserve.conversation("c") as conversation:
+        client.chat.completions.create(model="m", messages=[])
+        with pytest.raises(conserve.GatewayRefused) as refused:
+            conversation.report()
+    assert ("secret" in str(refused.value), "/v1/conversations/c" in str(refused.value)) == (False, True)
+    assert any("key=secret" in path for _, path, _ in loopback.calls)

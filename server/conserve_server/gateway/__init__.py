@@ -1,4 +1,4 @@
-"""HTTP alone: `app.py` wires the parts, `routes/` are what can be asked, `http/` is how.
+"""HTTP alone: `app.py` is the application, `routes/` are what can be asked, `http/` is how.
 
 The life of a turn is in `conserve_server.serving`.
 """

@@ -74,13 +74,11 @@ class Placing:
             if not self._wants_more_than_its_share(state):
                 return
 
-    def gives_room(self, tenant: str) -> bool:
-        """Whether its conversations at rest are asked for room: its own turn is next, or it holds more than
-        its share."""
-        if any(state.turn.tenant == tenant for state in self.next_turns()):
-            return True
+    def giving_tenants(self) -> frozenset[str]:
+        """Those whose turns are next, and those that hold more than their share."""
         budget = sum(ledger.budget_tokens for ledger in self._pools.ledgers.values())
-        return self._pools.shares.is_above(tenant, budget, self.waiting.tenants)
+        above = self._pools.shares.above(budget, self.waiting.tenants)
+        return above | {state.turn.tenant for state in self.next_turns()}
 
     def _wants_more_than_its_share(self, state: TurnState) -> bool:
         largest = max((ledger.budget_tokens for ledger in self._pools.ledgers.values()), default=UNBOUNDED)

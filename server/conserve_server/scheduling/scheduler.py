@@ -57,12 +57,12 @@ class Scheduler(EngineReports):
         """Turns that wait for room."""
         return len(self._placing.waiting)
 
-    def gives_room(self, tenant: str) -> bool:
-        """Whether the tenant's conversations at rest are to give their room to turns that wait.
+    def giving_tenants(self) -> frozenset[str]:
+        """The tenants whose conversations at rest are to give their room to turns that wait.
 
-        It gives to its own turn that is next, and to others' what is more than its share.
+        A tenant gives to its own turn that is next, and to others' what is more than its share.
         """
-        return self._placing.gives_room(tenant)
+        return self._placing.giving_tenants()
 
     @property
     def rebinds_by_cause(self) -> Mapping[RebindCause, int]:

@@ -35,10 +35,19 @@ class Shares:
 
     def part(self, tenant: str, budget_tokens: int, waiting: frozenset[str]) -> float:
         """The tenant's share of the budget in tokens, among those that hold or wait."""
-        there = {name for name, tokens in self._reserved.items() if tokens > 0} | waiting | {tenant}
+        there = self._there(waiting) | {tenant}
         total = sum(self.weights.get(name, 1.0) for name in there)
         return budget_tokens * self.weights.get(tenant, 1.0) / total
 
-    def is_above(self, tenant: str, budget_tokens: int, waiting: frozenset[str]) -> bool:
-        """Whether the tenant holds more than its share of the budget."""
-        return self._reserved[tenant] > self.part(tenant, budget_tokens, waiting)
+    def above(self, budget_tokens: int, waiting: frozenset[str]) -> frozenset[str]:
+        """The tenants that hold more than their share of the budget."""
+        there = self._there(waiting)
+        total = sum(self.weights.get(name, 1.0) for name in there)
+        return frozenset(
+            name
+            for name in there
+            if self._reserved[name] > budget_tokens * self.weights.get(name, 1.0) / total
+        )
+
+    def _there(self, waiting: frozenset[str]) -> set[str]:
+        return {name for name, tokens in self._reserved.items() if tokens > 0} | waiting

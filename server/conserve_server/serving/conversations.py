@@ -136,14 +136,15 @@ class Conversations:
     def make_room(self) -> None:
         """If a turn waits for room, synthetic conversations at rest give theirs up, the longest idle first.
 
-        Those of tenants that give room (`Scheduler.gives_room`) before any other's.
+        Those of tenants that give room (`Scheduler.giving_tenants`) before any other's.
         """
         scheduler = self._coordinator.scheduler
         while scheduler.waiting_turns and scheduler.pools.ledgers:
             firsts = [(tenant, *oldest) for tenant, keys in self._resting.items() for oldest in _oldest(keys)]
             if not firsts:
                 return
-            giving = [first for first in firsts if scheduler.gives_room(first[0])]
+            tenants = scheduler.giving_tenants()
+            giving = [first for first in firsts if first[0] in tenants]
             tenant, key, _ = min(giving or firsts, key=lambda first: first[2])
             self._end_resting(tenant, key)
 
@@ -180,7 +181,7 @@ class Conversations:
         self._tell_end(record, ended_as)
         self._sum_up(record)
         root = self.log.root(record)
-        if root is not None and self._is_over_with_its_branches(root):
+        if root is not None and self._was_kept_by_branches(root):
             self.end(root, ended_as)
 
     def release(self, record: ConversationRecord) -> None:
@@ -203,19 +204,20 @@ class Conversations:
             while (oldest := next(_oldest(keys), None)) is not None and oldest[1] <= limit_s:
                 self._end_resting(tenant, oldest[0])
 
-    def _is_over_with_its_branches(self, root: ConversationRecord) -> bool:
-        """Whether it lives on by its branches alone, and the last of them has ended."""
+    def _was_kept_by_branches(self, root: ConversationRecord) -> bool:
+        """Whether it lives by its branches alone, and the last of them has ended."""
         is_bare = root.ended_as is None and not root.turns_begun
-        return is_bare and all(branch.ended_as for branch in self.log.branches(root))
+        return is_bare and not self.log.has_live_branches(root)
 
     def _sum_up(self, record: ConversationRecord) -> None:
         """Tell its summary, once nothing of it or its branches runs; then that of what it is a branch of."""
-        branches = self.log.branches(record)
-        if record.ended_as is None or any(each.has_turns for each in (record, *branches)):
+        if record.ended_as is None or record.is_summed_up or record.has_turns:
             return
-        if not record.is_summed_up:
-            record.is_summed_up = True
-            self._tell_summary(record, branches)
+        branches = self.log.branches(record)
+        if any(branch.has_turns for branch in branches):
+            return
+        record.is_summed_up = True
+        self._tell_summary(record, branches)
         root = self.log.root(record)
         if root is not None:
             self._sum_up(root)

@@ -33,11 +33,13 @@ class Yielding:
         if not scheduler.waiting_turns or not scheduler.pools.ledgers:
             return
         resting = scheduler.idle_since(now_s - self._after_s)
+        giving = scheduler.giving_tenants()
         for key in sorted(resting, key=self._has_open_tool):
             if not scheduler.waiting_turns:
                 return
-            if scheduler.gives_room(tenant_of(key)):
+            if tenant_of(key) in giving:
                 self._coordinator.yield_conversation(key)
+                giving = scheduler.giving_tenants()
 
     def _has_open_tool(self, key: str) -> bool:
         record = self._log.live(tenant_of(key), key)

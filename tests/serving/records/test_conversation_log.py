@@ -79,6 +79,14 @@ def test_a_branch_brings_its_conversation_along() -> None:
     assert log.live_count("t") == 3
     assert [log.root(branch) for branch in branches] == [root, root]
     assert log.root(root) is None
+    assert log.has_live_branches(root)
+    log.end(branches[0], ENDED)
+    log.end(branches[0], ENDED)  # a second time is none
+    assert log.has_live_branches(root)
+    log.end(branches[1], ENDED)
+    assert not log.has_live_branches(root)
+    run_turn(log, branches[1].identity, 2.0)  # it goes on
+    assert log.has_live_branches(root)
     log.end(root, ENDED)
     assert log.root(branches[0]) is root  # ended, and remembered
 
@@ -100,6 +108,7 @@ def test_what_is_forgotten_leaves_nothing_behind() -> None:
         log.end(root, ENDED)
     shelf = log._shelves["t"]
     assert (shelf.live, shelf.ended, shelf.by_id, shelf.branches) == ({}, {}, {}, {})
+    assert (shelf.live_branches, shelf.tools) == ({}, 0)
 
 
 def test_tool_calls_of_all_conversations_of_a_tenant_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

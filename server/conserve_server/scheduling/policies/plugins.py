@@ -31,7 +31,8 @@ def load(entry: EntryPoint, options: Mapping[str, object]) -> Policy:
         policy: Policy = make(**options)
     except Exception as error:
         raise ConfigError(
-            f"{whose} can't be made of scheduler.options {dict(options)!r}: {type(error).__name__}: {error}"
+            f"{whose} can't be made of scheduler.options ({', '.join(sorted(options)) or 'none'}): "
+            f"{type(error).__name__}: {error}"
         ) from error
     if not callable(getattr(policy, "place", None)):
         raise ConfigError(f"{whose} gives a {type(policy).__name__}, which has no place(turn, cluster)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
@@ -25,6 +25,8 @@ class _Shelf:
         # One id has a record for each model that it was used with; one conversation has branches.
         self.by_id: dict[str, dict[str, ConversationRecord]] = {}
         self.branches: dict[str, dict[str, ConversationRecord]] = {}
+        self.live_branches: Counter[tuple[str, str]] = Counter()
+        """By the conversation's id and the model: one may have very many."""
         self.tools = 0
         """Tool calls that its records hold."""
 
@@ -32,12 +34,29 @@ class _Shelf:
         """Make it the latest of the live ones, new or not."""
         identity = record.identity
         self.ended.pop(identity.key, None)
+        if identity.key not in self.live:
+            self._count(identity, 1)
         self.live[identity.key] = record
         self.live.move_to_end(identity.key)
         for index, name in self._indexes(identity):
             same = index.setdefault(name, {})
             same.pop(identity.key, None)
             same[identity.key] = record
+
+    def end(self, identity: Identity) -> ConversationRecord | None:
+        """Take it from the live ones; None if it is none of them."""
+        record = self.live.pop(identity.key, None)
+        if record is not None:
+            self.ended[identity.key] = record
+            self._count(identity, -1)
+        return record
+
+    def _count(self, identity: Identity, change: int) -> None:
+        if identity.branch_of is not None:
+            key = (identity.branch_of, identity.model)
+            self.live_branches[key] += change
+            if not self.live_branches[key]:
+                del self.live_branches[key]
 
     def forget(self, record: ConversationRecord) -> None:
         """Drop an ended one."""
@@ -112,6 +131,11 @@ class ConversationLog:
         of_any_model = shelf.branches.get(record.identity.conversation_id, {}).values()
         return [branch for branch in of_any_model if branch.identity.model == record.identity.model]
 
+    def has_live_branches(self, record: ConversationRecord) -> bool:
+        """Whether a branch of this conversation has not ended."""
+        identity = record.identity
+        return (identity.conversation_id, identity.model) in self._shelves[identity.tenant].live_branches
+
     def root(self, branch: ConversationRecord) -> ConversationRecord | None:
         """The conversation that this is a branch of, while it is remembered."""
         identity = branch.identity
@@ -138,10 +162,9 @@ class ConversationLog:
     def end(self, record: ConversationRecord, ended_as: str) -> None:
         """Keep the record among the ended; nothing if it is not live."""
         shelf = self._shelves[record.identity.tenant]
-        if shelf.live.pop(record.identity.key, None) is None:
+        if shelf.end(record.identity) is None:
             return
         record.ended_as = ended_as
-        shelf.ended[record.identity.key] = record
         while len(shelf.ended) > self._ended_kept:
             shelf.forget(next(iter(shelf.ended.values())))
 
