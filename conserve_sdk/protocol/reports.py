@@ -134,7 +134,8 @@ class ConversationReport:
     on its decoder now, 0 once it has ended. `turns` are the latest, after `turns_forgotten`
     others. `rebinds`: why it was bound once more, each time. `synthetic`: no client named it,
     it was recognised by its message history. `children` names its branches, and
-    `with_branches` adds them up (None where it has none); all else is this conversation's own.
+    `with_branches` adds them up (None where it has none); all else is this conversation's own,
+    but `emulated`: an emulated engine answered it or one of them.
     """
 
     id: str

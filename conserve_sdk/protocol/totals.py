@@ -14,7 +14,7 @@ class ConversationTotals:
     """Sums over a conversation and those of its `branches` that the gateway remembers.
 
     `turns` that ended, `tools` that were called; tokens as engines counted them, None where none did.
-    `reserved_kv_tokens`: on all decoders, now.
+    `reserved_kv_tokens`: on all decoders, now. `emulated`: an emulated engine answered one of them.
     """
 
     branches: int
@@ -26,6 +26,7 @@ class ConversationTotals:
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     completion_tokens: int | None = None
+    emulated: bool = False
     energy: EnergyReport = UNKNOWN_ENERGY
 
     @classmethod

@@ -82,6 +82,7 @@ async def test_energy_of_the_branches_is_added_up(serve: Serve) -> None:
     assert report.with_branches is not None
     assert report.with_branches.energy.total_j == pytest.approx(sum(p.energy.total_j or 0 for p in parts))
     first = str(report).splitlines()[0]
+    assert first.startswith("conversation c (emulated engine): ended, ")
     assert f"2 turns, 0 tool calls, 2 KV transfer(s), energy {report.with_branches.energy}" in first
 
 

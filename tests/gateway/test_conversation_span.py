@@ -146,6 +146,7 @@ async def test_one_that_has_branches_alone_is_summed_up_after_the_last_of_them(g
     whole = summaries(gateway)[-1]
     found: Any = whole.attributes
     assert (found[names.CONVERSATION_TURNS], found[names.WITH_BRANCHES + "turns"]) == (0, 3)
+    assert found[names.EMULATED] is True
     turns = [span.context.span_id for span in gateway.spans if span.name == names.SPAN_TURN]
     assert sorted(link.context.span_id for link in whole.links) == sorted(turns)
     assert await gateway.metric("conserve_conversation_turns_count") == 2  # what had turns of its own

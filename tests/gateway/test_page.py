@@ -13,7 +13,7 @@ from conserve_server.engines.emulated import Fault
 from conserve_server.engines.engine import Role
 from tests.browser import browser
 
-from .conftest import Serve, Served, engine_config
+from .conftest import MODEL, Serve, Served, engine_config
 
 TEXT = "the ferry sails fourteen times a day and carries two hundred passengers " * 8
 HOSTILE = "<img src=x onerror=document.title='taken'>"
@@ -92,6 +92,18 @@ async def test_a_budget_larger_than_the_kv_is_inside_the_bar(
         beyond = await bar.locator(".beyond").bounding_box() if capacity_share < 1 else None
         ends = whole["x"] + whole["width"] if beyond is None else beyond["x"]
         assert (ends - whole["x"]) / whole["width"] == pytest.approx(capacity_share, abs=0.01)
+        assert wrong == []
+
+
+@pytest.mark.slow
+async def test_a_conversation_of_branches_alone_says_so(gateway: Served) -> None:
+    async with opened(gateway) as (page, wrong):
+        for name in ("one", "two"):
+            body = {"model": MODEL, "messages": [{"role": "user", "content": TEXT}], "max_tokens": 4}
+            headers = {"x-conserve-conversation-id": "team", "x-conserve-branch": name}
+            await gateway.client.post("/v1/chat/completions", json=body, headers=headers)
+        lane = page.locator("#lanes li").filter(has=page.get_by_text("team", exact=True))
+        await expect(lane).to_contain_text("in 2 branches")
         assert wrong == []
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from conserve_server.cli.gateway_process import running_gateway
 from conserve_server.core.config import Config, load_config
 from conserve_server.engines.engine import EngineSpec, Role
 from conserve_server.engines.guardian import descendants
@@ -110,3 +112,15 @@ def _ready(up: subprocess.Popen[bytes], config: Config, folder: Path) -> tuple[E
     if up.poll() is not None:
         pytest.fail(f"conserve up ended with {up.returncode}:\n{(folder / 'up.log').read_text()}")
     return read_record(config)
+
+
+@asynccontextmanager
+async def gateway_over(engines: LocalEngines, folder: Path, more: str = "") -> AsyncIterator[str]:
+    """The URL of a gateway process over these engines; `more` lines of its configuration."""
+    pools = {role: [spec.url for spec in engines.specs if spec.role is role] for role in Role}
+    lines = [f"[pools.{role}]\nengines = {json.dumps(urls)}" for role, urls in pools.items()]
+    config = folder / "gateway.toml"
+    config.write_text("\n".join([*lines, more]) + "\n")
+    env = {**os.environ, "CONSERVE_TRACE_DIR": str(folder / "traces")}
+    async with running_gateway(config, env, folder / "gateway.log") as url:
+        yield url

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -16,10 +14,9 @@ import openai
 import pytest
 
 from conserve_sdk.protocol import ConversationReport
-from conserve_server.cli.gateway_process import running_gateway
 from conserve_server.engines.engine import Role
 from conserve_server.engines.vllm_metrics import REQUESTS, TRANSFERS, total
-from tests.real.cluster import RealCluster
+from tests.real.cluster import RealCluster, gateway_over
 
 pytestmark = pytest.mark.real
 
@@ -53,14 +50,8 @@ class Gateway:
 
 @pytest.fixture
 async def gateway(real_cluster: RealCluster, tmp_path: Path) -> AsyncIterator[Gateway]:
-    pools = {role: [spec.url for spec in real_cluster.engines.specs if spec.role is role] for role in Role}
-    config = tmp_path / "gateway.toml"
-    config.write_text(
-        "".join(f"[pools.{role}]\nengines = {json.dumps(urls)}\n" for role, urls in pools.items())
-    )
-    env = {**os.environ, "CONSERVE_TRACE_DIR": str(tmp_path / "traces")}
     async with (
-        running_gateway(config, env, tmp_path / "gateway.log") as url,
+        gateway_over(real_cluster.engines, tmp_path) as url,
         httpx2.AsyncClient(base_url=url, timeout=LIMIT_S) as client,
         openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0) as of_openai,
         anthropic.AsyncAnthropic(base_url=url, api_key="-", max_retries=0) as of_anthropic,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import os
 import random
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -21,10 +20,9 @@ import httpx2
 import pytest
 
 from conserve_sdk.protocol import ConversationReport
-from conserve_server.cli.gateway_process import running_gateway
 from conserve_server.engines.engine import Role
 from conserve_server.engines.vllm_metrics import REQUESTS, RUNNING, TRANSFERS, total
-from tests.real.cluster import RealCluster
+from tests.real.cluster import RealCluster, gateway_over
 
 pytestmark = pytest.mark.real
 
@@ -89,14 +87,10 @@ class Gateway:
 
 @pytest.fixture
 async def gateway(real_cluster: RealCluster, tmp_path: Path) -> AsyncIterator[Gateway]:
-    pools = {role: [spec.url for spec in real_cluster.engines.specs if spec.role is role] for role in Role}
-    config = tmp_path / "gateway.toml"
-    config.write_text(
-        "".join(f"[pools.{role}]\nengines = {json.dumps(urls)}\n" for role, urls in pools.items())
-    )
-    env = {**os.environ, "CONSERVE_TRACE_DIR": str(tmp_path / "traces")}
-    log = tmp_path / "gateway.log"
-    async with running_gateway(config, env, log) as url, httpx2.AsyncClient(timeout=LIMIT_S) as client:
+    async with (
+        gateway_over(real_cluster.engines, tmp_path) as url,
+        httpx2.AsyncClient(timeout=LIMIT_S) as client,
+    ):
         yield Gateway(url, real_cluster, client)
 
 

@@ -6,8 +6,6 @@ The model is random: who is asked next is the graph's to say, what is asked and 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -24,10 +22,9 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 import conserve_sdk as conserve
 from conserve_sdk.protocol import ConversationReport
 from conserve_sdk.protocol import Path as TurnPath
-from conserve_server.cli.gateway_process import running_gateway
 from conserve_server.engines.engine import Role
 from conserve_server.engines.vllm_metrics import TRANSFERS, total
-from tests.real.cluster import RealCluster
+from tests.real.cluster import RealCluster, gateway_over
 
 pytestmark = pytest.mark.real
 
@@ -70,14 +67,8 @@ class Gateway:
 
 @pytest.fixture
 async def gateway(real_cluster: RealCluster, tmp_path: Path) -> AsyncIterator[Gateway]:
-    pools = {role: [spec.url for spec in real_cluster.engines.specs if spec.role is role] for role in Role}
-    config = tmp_path / "gateway.toml"
-    config.write_text(
-        "".join(f"[pools.{role}]\nengines = {json.dumps(urls)}\n" for role, urls in pools.items())
-    )
-    env = {**os.environ, "CONSERVE_TRACE_DIR": str(tmp_path / "traces")}
     async with (
-        running_gateway(config, env, tmp_path / "gateway.log") as url,
+        gateway_over(real_cluster.engines, tmp_path) as url,
         httpx2.AsyncClient(timeout=LIMIT_S) as client,
     ):
         yield Gateway(url, real_cluster, client)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import uuid
 from collections.abc import AsyncIterator
@@ -14,14 +12,18 @@ from typing import Any
 import httpx2
 import pytest
 
-from conserve_server.cli.gateway_process import running_gateway
-from conserve_server.engines.engine import Role
 from conserve_server.engines.vllm_metrics import total
-from tests.real.cluster import RealCluster
+from tests.real.cluster import RealCluster, gateway_over
 
 pytestmark = pytest.mark.real
 
 HITS = "vllm:prefix_cache_hits_total"
+TENANTS = """
+[gateway.tenants.alpha]
+api_keys = ["alpha-key"]
+[gateway.tenants.beta]
+api_keys = ["beta-key"]
+"""
 PROMPT_TOKENS = 320
 ANSWER_TOKENS = 8
 LIMIT_S = 120.0
@@ -67,14 +69,8 @@ class Gateway:
 
 @pytest.fixture
 async def gateway(real_cluster: RealCluster, tmp_path: Path) -> AsyncIterator[Gateway]:
-    pools = {role: [spec.url for spec in real_cluster.engines.specs if spec.role is role] for role in Role}
-    config = tmp_path / "gateway.toml"
-    lines = [f"[pools.{role}]\nengines = {json.dumps(urls)}" for role, urls in pools.items()]
-    lines += [f'[gateway.tenants.{name}]\napi_keys = ["{name}-key"]' for name in ("alpha", "beta")]
-    config.write_text("\n".join(lines))
-    env = {**os.environ, "CONSERVE_TRACE_DIR": str(tmp_path / "traces")}
     async with (
-        running_gateway(config, env, tmp_path / "gateway.log") as url,
+        gateway_over(real_cluster.engines, tmp_path, TENANTS) as url,
         httpx2.AsyncClient(timeout=LIMIT_S) as client,
     ):
         yield Gateway(url, real_cluster, client)

@@ -255,15 +255,23 @@ function segments(lane, until) {
   return found;
 }
 
+/** Where a conversation that no decoder answered has its turns, if it has any. */
+function whereElse({ id, tenant, model }) {
+  const isBranch = ({ report }) => report.parent_id === id && report.tenant === tenant && report.model === model;
+  const branches = [...lanes.values()].filter(isBranch).length;
+  return branches ? `in ${branches} branch${branches === 1 ? "" : "es"}` : "not placed";
+}
+
 function drawLane(lane, until, span) {
   const row = (lane.row ??= newRow(lane));
   const { report } = lane;
   row.item.className = OVER.has(report.state) ? "lane over" : "lane";
   row.id.textContent = report.id;
-  row.where.textContent = [report.agent, report.decoder ?? "not placed"].filter(Boolean).join(" · ");
+  row.where.textContent = [report.agent, report.decoder ?? whereElse(report)].filter(Boolean).join(" · ");
   row.state.textContent = report.state;
   row.state.className = `state ${report.state.replace(/[^a-z-]/g, "")}`;
-  const turns = lane.turns.size + lane.running.length;
+  // Not how many are here: the first ones of a long conversation are forgotten.
+  const turns = Math.max(0, ...lane.turns.keys(), ...lane.running.map((turn) => turn.index));
   row.count.textContent = `${turns} turn${turns === 1 ? "" : "s"}`;
   const left = until - span;
   const drawn = [];

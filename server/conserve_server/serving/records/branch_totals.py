@@ -30,6 +30,7 @@ def with_branches(
         prompt_tokens=_sum(each.sums.prompt_tokens for each in every),
         cached_tokens=_sum(each.sums.cached_tokens for each in every),
         completion_tokens=_sum(each.sums.output_tokens for each in every),
+        emulated=any(each.is_emulated for each in every),
         energy=ConversationAccount.together([each.energy for each in every]).report(factors),
     )
 

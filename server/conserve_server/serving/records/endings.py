@@ -59,14 +59,14 @@ class Endings:
         write_conversation_span(
             self._tracer,
             record.identity.conversation_id,
-            {**_who(record), **summary.attributes()},
+            {**_who(record, is_emulated=report.emulated), **summary.attributes()},
             turns=[context for each in timed for context in each.turn_spans][-MAX_LINKS:],
             start_ns=end_ns - round(e2e_s * 1e9),
             end_ns=end_ns,
         )
 
 
-def _who(record: ConversationRecord) -> Attributes:
+def _who(record: ConversationRecord, *, is_emulated: bool) -> Attributes:
     identity = record.identity
     found: dict[str, str | bool | None] = {
         names.CONVERSATION_ENDED_AS: record.ended_as,
@@ -76,6 +76,6 @@ def _who(record: ConversationRecord) -> Attributes:
         names.SYNTHETIC: identity.is_synthetic,
         names.DECODER: record.decoders[-1] if record.decoders else None,
         names.TENANT: None if identity.tenant == DEFAULT_TENANT else identity.tenant,
-        names.EMULATED: record.is_emulated or None,
+        names.EMULATED: is_emulated or None,
     }
     return {name: value for name, value in found.items() if value is not None}

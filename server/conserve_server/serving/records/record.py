@@ -174,7 +174,7 @@ class ConversationRecord:
             rebinds=tuple(self.rebinds),
             reserved_kv_tokens=reserved_kv_tokens,
             ttfet_s=self.ttfet_s,
-            emulated=self.is_emulated,
+            emulated=self.is_emulated or (with_branches is not None and with_branches.emulated),
             energy=self.energy.report(factors),
             turns_forgotten=self.sums.turns - len(self.turns),
             turns=tuple(self._turn_report(i, factors) for i in sorted(self.turns)),
